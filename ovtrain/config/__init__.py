@@ -1,0 +1,1 @@
+"""Typed frozen configuration: one file per section, strict loading, every rule where it belongs."""

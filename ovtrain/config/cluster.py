@@ -1,0 +1,34 @@
+"""Clustering section: teacher, centers, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEACHERS = ("descriptor", "clip")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """``teacher: descriptor`` is demo-only and needs no weights; ``clip`` loads a CLIP-style image
+    tower (MetaCLIP-H/14 in the paper) from the local folder ``teacher_dir``."""
+
+    teacher: str = "descriptor"
+    teacher_dir: str = ""
+    clusters: int = 400_000
+    top: int = 10
+    frames: int = 8
+    iterations: int = 20
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.teacher not in TEACHERS:
+            found.append(f"teacher={self.teacher}; allowed: {', '.join(TEACHERS)}")
+        if self.teacher == "clip" and not self.teacher_dir:
+            found.append("teacher=clip needs teacher_dir, a local folder with the weights")
+        for key in ("clusters", "top", "frames", "iterations"):
+            if getattr(self, key) <= 0:
+                found.append(f"{key}={getattr(self, key)}; allowed: a positive number")
+        if self.top > self.clusters:
+            found.append(f"top={self.top} exceeds clusters={self.clusters}; lower top")
+        return found

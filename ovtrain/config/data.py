@@ -1,0 +1,110 @@
+"""Data section: sources, views, token budget, augmentation, decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+VIEW_BLOCK = 16
+"""Video samples per block in which the realised view shares are exact."""
+IMAGE_DECODERS = ("pillow", "dali")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One named dataset: folder of shards, folder of its LabelStore, share of the batch, weight.
+
+    ``labels: ""`` means that the source trains no head.
+    """
+
+    name: str = ""
+    shards: str = ""
+    labels: str = ""
+    share: float = 1.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ViewShares:
+    """Shares of the three video views; each a multiple of 1/16."""
+
+    codec: float = 0.5
+    frames: float = 0.375
+    tiling: float = 0.125
+
+    def counts(self) -> tuple[int, int, int]:
+        """Samples of each view in a block of 16."""
+        shares = (self.codec, self.frames, self.tiling)
+        codec, frames, tiling = (round(share * VIEW_BLOCK) for share in shares)
+        return codec, frames, tiling
+
+    def problems(self) -> list[str]:
+        shares = (self.codec, self.frames, self.tiling)
+        exact = all(abs(s * VIEW_BLOCK - round(s * VIEW_BLOCK)) < 1e-9 and s >= 0 for s in shares)
+        if not exact or sum(self.counts()) != VIEW_BLOCK:
+            return [
+                f"data.views={shares}; allowed: three multiples of 1/{VIEW_BLOCK} that sum to 1; "
+                "the paper's are 0.5, 0.375, 0.125"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Per-sample, seeded by (seed, sample, epoch).
+
+    gain         luminance factor drawn from 1 +- gain.
+    shift        pictures are moved by up to this many pixels on each axis (edges repeat).
+    token_keep   share of tokens kept, drawn without replacement.
+    """
+
+    gain: float = 0.0
+    shift: int = 0
+    token_keep: float = 1.0
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if not 0 <= self.gain < 1:
+            found.append(f"data.augment.gain={self.gain}; allowed: 0 to below 1")
+        if self.shift < 0:
+            found.append(f"data.augment.shift={self.shift}; allowed: 0 or more pixels")
+        if not 0 < self.token_keep <= 1:
+            found.append(f"data.augment.token_keep={self.token_keep}; allowed: above 0 to 1")
+        return found
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """size: picture side in pixels; clip_frames: frames of a clip, all of them on the 64-grid;
+    token_budget: tokens per video sample; chunks: frames of the frames and tiling views."""
+
+    sources: list[SourceConfig] = field(default_factory=list[SourceConfig])
+    size: int = 224
+    clip_frames: int = 64
+    token_budget: int = 2048
+    chunks: int = 8
+    views: ViewShares = field(default_factory=ViewShares)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    image_decoder: str = "pillow"
+    workers: int = 4
+    prefetch: int = 2
+    cache_dir: str = ""
+    max_bad_in_a_row: int = 100
+
+    def problems(self) -> list[str]:
+        found = self.views.problems() + self.augment.problems()
+        if not self.sources:
+            found.append("data.sources is empty; name at least one source with its shards")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names) or "" in names:
+            found.append(f"data.sources names {names}; each needs a name of its own")
+        for source in self.sources:
+            if source.share <= 0:
+                found.append(f"source {source.name}: share={source.share}; allowed: above 0")
+        if self.image_decoder not in IMAGE_DECODERS:
+            found.append(
+                f"data.image_decoder={self.image_decoder}; allowed: {', '.join(IMAGE_DECODERS)}"
+            )
+        for key in ("size", "clip_frames", "token_budget", "chunks", "workers", "prefetch"):
+            if getattr(self, key) <= 0:
+                found.append(f"data.{key}={getattr(self, key)}; allowed: a positive number")
+        return found

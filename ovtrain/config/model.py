@@ -1,0 +1,54 @@
+"""Encoder section. Sizes are the public release's, plus two that train on a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+
+PRESETS: dict[str, ModelSize] = {
+    "tiny": ModelSize(192, 6, 3, 768),
+    "small": ModelSize(384, 12, 6, 1536),
+    "base": ModelSize(768, 12, 12, 3072),
+    "large": ModelSize(1024, 24, 16, 4096),
+    "huge": ModelSize(1280, 32, 20, 5120),
+}
+ROPE_STYLES = ("rotary", "released")
+ATTENTION_BACKENDS = ("auto", "sdpa", "varlen", "flash")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``attention``: auto takes the fastest backend that runs on the device."""
+
+    preset: str = "large"
+    patch: int = 14
+    rope_style: str = "rotary"
+    rope_theta: float = 10000.0
+    rope_frames: int = 64
+    norm_eps: float = 1e-6
+    attention: str = "auto"
+
+    @property
+    def size(self) -> ModelSize:
+        return PRESETS[self.preset]
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        for key, value, allowed in (
+            ("preset", self.preset, tuple(PRESETS)),
+            ("rope_style", self.rope_style, ROPE_STYLES),
+            ("attention", self.attention, ATTENTION_BACKENDS),
+        ):
+            if value not in allowed:
+                found.append(f"model.{key}={value}; allowed: {', '.join(allowed)}")
+        if self.patch <= 0:
+            found.append(f"model.patch={self.patch}; allowed: a positive number of pixels")
+        return found

@@ -1,0 +1,68 @@
+"""Run section and the root of a training config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ovtrain.config.data import DataConfig
+from ovtrain.config.head import HeadConfig
+from ovtrain.config.model import ModelConfig
+from ovtrain.config.optim import OptimConfig
+
+BACKENDS = ("deepspeed", "ddp")
+PRECISIONS = ("fp32", "bf16")
+ZERO_STAGES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One of ``steps`` and ``samples`` is given; ``global_batch`` counts samples of all sources.
+
+    ``init_from``: a run directory or checkpoint whose encoder starts this run (stage 2 from 1).
+    """
+
+    out: str = "runs/pretrain"
+    steps: int = 0
+    samples: int = 0
+    global_batch: int = 256
+    micro_batch: int = 0
+    """Samples per rank in one forward pass; 0 = the rank's whole share of the batch."""
+    backend: str = "deepspeed"
+    zero_stage: int = 1
+    precision: str = "bf16"
+    seed: int = 0
+    init_from: str = ""
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep: int = 2
+    wandb: bool = False
+
+    @property
+    def total_steps(self) -> int:
+        """The run's length in optimizer steps."""
+        return self.steps or -(-self.samples // self.global_batch)
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if (self.steps > 0) == (self.samples > 0):
+            found.append(
+                f"run.steps={self.steps} and run.samples={self.samples}; give exactly one"
+            )
+        for key in ("global_batch", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, key) <= 0:
+                found.append(f"run.{key}={getattr(self, key)}; allowed: a positive number")
+        for key, allowed in (("backend", BACKENDS), ("precision", PRECISIONS)):
+            if getattr(self, key) not in allowed:
+                found.append(f"run.{key}={getattr(self, key)}; allowed: {', '.join(allowed)}")
+        if self.zero_stage not in ZERO_STAGES:
+            found.append(f"run.zero_stage={self.zero_stage}; allowed: 1, 2, 3")
+        return found
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,55 @@
+"""Rules that span sections of a training config; every section's own rules are collected too."""
+
+from __future__ import annotations
+
+from ovtrain.config.load import raise_problems
+from ovtrain.config.train import TrainConfig
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """All problems of a config, worded for the user."""
+    found: list[str] = []
+    for section in (config.model, config.data, config.head, config.optim, config.run):
+        found += section.problems()
+    return found or _spanning(config)
+
+
+def _spanning(config: TrainConfig) -> list[str]:
+    found: list[str] = []
+    data, patch = config.data, config.model.patch
+    if data.size % patch:
+        below = max(data.size // patch, 1) * patch
+        found.append(
+            f"data.size={data.size} must be a multiple of model.patch={patch}; "
+            f"use {below} or {below + patch}"
+        )
+        return found
+    per_frame = (data.size // patch) ** 2
+    budget = data.token_budget
+    if data.views.frames + data.views.tiling > 0 and budget != data.chunks * per_frame:
+        found.append(
+            f"data.token_budget={budget} with views frames and tiling must be data.chunks="
+            f"{data.chunks} times {per_frame} ({data.size // patch}x{data.size // patch} patches "
+            f"per frame); use {data.chunks * per_frame}"
+        )
+    if not per_frame <= budget <= data.clip_frames * per_frame:
+        found.append(
+            f"data.token_budget={budget}; allowed: {per_frame} (one frame) to "
+            f"{data.clip_frames * per_frame} (the whole clip)"
+        )
+    if data.clip_frames > config.model.rope_frames:
+        found.append(
+            f"data.clip_frames={data.clip_frames} exceeds model.rope_frames="
+            f"{config.model.rope_frames}; sample the clip onto the virtual grid first"
+        )
+    if config.run.global_batch < len(data.sources):
+        found.append(
+            f"run.global_batch={config.run.global_batch} is below the number of sources "
+            f"({len(data.sources)}); each source needs a sample in every batch"
+        )
+    return found
+
+
+def validate(config: TrainConfig, where: str) -> None:
+    """Raise one ConfigError that lists every problem of ``config``."""
+    raise_problems(where, problems(config))

@@ -1,0 +1,96 @@
+"""PackedBatch: the one thing an encoder ever sees, a bag of patches with (t, h, w) positions.
+
+Shape legend: N tokens, B samples, L labels, p patch side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Samples of any mixture of views, concatenated.
+
+    patches       (N, 3*p*p) uint8, channel-major (c, y, x) inside a patch.
+    positions     (N, 3) int32 (t, h, w); t on the virtual 64-frame grid.
+    cu_seqlens    (B+1,) int32, sample i owns rows cu_seqlens[i]:cu_seqlens[i+1].
+    labels        (L,) int32 positive class ids.
+    label_offsets (B+1,) int32; a sample may own none.
+    source        (B,) int32 index into the config's sources.
+    view          (B,) int32 index into ``ovtrain.data.views.VIEWS``.
+    key           (B,) int64 bit pattern of the 64-bit sample-key hash.
+    group_id      (N,) int32 or None: attention stays inside equal ids of one sample.
+    filled        (B,) int32 tokens that codec selection had to fill with still patches.
+    """
+
+    patches: Tensor
+    positions: Tensor
+    cu_seqlens: Tensor
+    labels: Tensor
+    label_offsets: Tensor
+    source: Tensor
+    view: Tensor
+    key: Tensor
+    filled: Tensor
+    group_id: Tensor | None = None
+
+    @property
+    def samples(self) -> int:
+        return len(self.source)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.patches)
+
+    @property
+    def max_seqlen(self) -> int:
+        return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Every tensor on ``device`` (asynchronously where it is pinned)."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """One sample before packing: patches (n, 3*p*p) uint8, positions (n, 3), labels (l,)."""
+
+    patches: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    source: int
+    view: int
+    key: int
+    filled: int = 0
+
+
+def pack(samples: list[PackedSample]) -> PackedBatch:
+    """Concatenate samples; sequence order is list order."""
+
+    def offsets(lengths: list[int]) -> Tensor:
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+    def column(name: str, dtype: type[np.generic]) -> Tensor:
+        return torch.from_numpy(np.array([getattr(s, name) for s in samples], dtype=dtype))
+
+    return PackedBatch(
+        patches=torch.from_numpy(np.concatenate([s.patches for s in samples])),
+        positions=torch.from_numpy(np.concatenate([s.positions for s in samples]).astype(np.int32)),
+        cu_seqlens=offsets([len(s.patches) for s in samples]),
+        labels=torch.from_numpy(np.concatenate([s.labels for s in samples]).astype(np.int32)),
+        label_offsets=offsets([len(s.labels) for s in samples]),
+        source=column("source", np.int32),
+        view=column("view", np.int32),
+        key=column("key", np.int64),
+        filled=column("filled", np.int32),
+    )

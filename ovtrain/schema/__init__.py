@@ -1,0 +1,1 @@
+"""Disk contracts and grid geometry; numpy and the standard library only."""

@@ -1,0 +1,190 @@
+"""Stores that live outside the shards, keyed by sample key: features, centroids, labels.
+
+Each is a folder with ``store.json`` (version, kind, shapes, the fingerprint of the shards it was
+made from) and flat ``.npy`` arrays that are read as memory maps.
+
+S samples, C clusters, F teacher width, L labels in all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ovtrain.schema.atomic import atomic_open, write_json
+from ovtrain.schema.errors import LabelError
+from ovtrain.schema.sample import key_hash
+
+VERSION = 1
+STORE = "store.json"
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    with atomic_open(path) as handle:
+        np.save(handle, array)
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LabelError(str(path), f"unreadable ({error})", fix="rebuild the store") from error
+
+
+def _describe(folder: Path, kind: str, **entries: Any) -> None:
+    write_json(folder / STORE, {"version": VERSION, "kind": kind, **entries})
+
+
+def read_description(folder: Path | str, kind: str) -> dict[str, Any]:
+    """The ``store.json`` of a store of ``kind``. Raises LabelError. Imports nothing heavy."""
+    path = Path(folder) / STORE
+    fix = f"make it with `ovtrain cluster` or name a folder that holds a {kind} store"
+    if not path.is_file():
+        raise LabelError(str(path), f"no {kind} store here", fix=fix)
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise LabelError(str(path), f"not JSON ({error})", fix=fix) from error
+    if value.get("kind") != kind or value.get("version") != VERSION:
+        found = f"kind={value.get('kind')} version={value.get('version')}"
+        raise LabelError(str(path), found, allowed=f"kind={kind} version={VERSION}", fix=fix)
+    return value
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """features (S, F) float16, in shard order; keys (S,) uint64 hashes."""
+
+    features: npt.NDArray[np.float16]
+    keys: npt.NDArray[np.uint64]
+    teacher: str
+    fingerprint: str
+
+    def write(self, folder: Path) -> None:
+        _save(folder / "features.npy", self.features)
+        _save(folder / "keys.npy", self.keys)
+        _describe(
+            folder,
+            "features",
+            samples=len(self.keys),
+            width=int(self.features.shape[1]),
+            teacher=self.teacher,
+            fingerprint=self.fingerprint,
+        )
+
+    @classmethod
+    def read(cls, folder: Path | str) -> FeatureStore:
+        folder = Path(folder)
+        about = read_description(folder, "features")
+        return cls(
+            _load(folder / "features.npy"),
+            _load(folder / "keys.npy"),
+            about["teacher"],
+            about["fingerprint"],
+        )
+
+
+@dataclass(frozen=True)
+class CentroidStore:
+    """centroids (C, F) float32 and the teacher whose feature space they live in."""
+
+    centroids: npt.NDArray[np.float32]
+    teacher: str
+
+    def write(self, folder: Path) -> None:
+        _save(folder / "centroids.npy", self.centroids)
+        clusters, width = self.centroids.shape
+        _describe(folder, "centroids", clusters=clusters, width=width, teacher=self.teacher)
+
+    @classmethod
+    def read(cls, folder: Path | str) -> CentroidStore:
+        about = read_description(folder, "centroids")
+        return cls(_load(Path(folder) / "centroids.npy"), about["teacher"])
+
+
+@dataclass(frozen=True)
+class LabelStore:
+    """Labels of each sample, nearest center first.
+
+    keys (S,) uint64 sorted; offsets (S+1,) int64; ids (L,) int32, sample i owning
+    ``ids[offsets[i]:offsets[i+1]]``. A sample may own none.
+    """
+
+    keys: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32]
+    classes: int
+    fingerprint: str
+
+    @classmethod
+    def build(
+        cls, keys: list[str], labels: list[npt.NDArray[np.int32]], classes: int, fingerprint: str
+    ) -> LabelStore:
+        """From one array of ids per sample key. Raises LabelError on a hash collision."""
+        hashes = key_hash(keys)
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        if len(hashes) > 1 and (hashes[1:] == hashes[:-1]).any():
+            raise LabelError("label store", "two sample keys are equal", fix="make keys unique")
+        counts = np.array([len(labels[i]) for i in order], dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        ids = np.concatenate([labels[i] for i in order] or [np.empty(0)]).astype(np.int32)
+        return cls(hashes, offsets, ids, classes, fingerprint)
+
+    def write(self, folder: Path) -> None:
+        _save(folder / "keys.npy", self.keys)
+        _save(folder / "offsets.npy", self.offsets)
+        _save(folder / "ids.npy", self.ids)
+        _describe(
+            folder,
+            "labels",
+            samples=len(self.keys),
+            classes=self.classes,
+            labels=len(self.ids),
+            fingerprint=self.fingerprint,
+        )
+
+    @classmethod
+    def read(cls, folder: Path | str, fingerprint: str | None = None) -> LabelStore:
+        """Open a store; with ``fingerprint``, insist that it was made from those shards."""
+        folder = Path(folder)
+        about = read_description(folder, "labels")
+        check_fingerprint(folder, about, fingerprint)
+        store = cls(
+            _load(folder / "keys.npy"),
+            _load(folder / "offsets.npy"),
+            _load(folder / "ids.npy"),
+            int(about["classes"]),
+            about["fingerprint"],
+        )
+        if len(store.ids) and not 0 <= int(store.ids.min()) <= int(store.ids.max()) < store.classes:
+            raise LabelError(
+                str(folder / "ids.npy"),
+                f"ids from {store.ids.min()} to {store.ids.max()}",
+                allowed=f"0 to {store.classes - 1}",
+                fix="assign the labels again",
+            )
+        return store
+
+    def lookup(self, key: np.uint64) -> npt.NDArray[np.int32]:
+        """(l,) ids of one sample; empty when the store does not know it."""
+        at = int(np.searchsorted(self.keys, key))
+        if at == len(self.keys) or self.keys[at] != key:
+            return np.empty(0, dtype=np.int32)
+        return np.asarray(self.ids[self.offsets[at] : self.offsets[at + 1]])
+
+
+def check_fingerprint(folder: Path, about: dict[str, Any], fingerprint: str | None) -> None:
+    """Raise LabelError where a store was made from other shards than the ones at hand."""
+    if fingerprint is not None and about["fingerprint"] != fingerprint:
+        raise LabelError(
+            str(folder / STORE),
+            f"labels made from shards {about['fingerprint'][:12]}, the shards here are "
+            f"{fingerprint[:12]}",
+            fix="assign labels for these shards with `ovtrain cluster assign`",
+        )

@@ -1,0 +1,142 @@
+"""ShardManifest: what a folder of WebDataset shards holds, with hashes, versioned.
+
+Folder layout, one source each::
+
+    manifest.json            ShardManifest
+    {name}-{i:06d}.tar       plain WebDataset
+    {name}-{i:06d}.npz       ShardIndex of that tar: keys, member offsets and sizes
+
+``fingerprint`` hashes the sample keys in shard order; stores of features and labels repeat it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
+from ovtrain.schema.errors import ManifestError
+from ovtrain.schema.sample import MEMBERS, Kind
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar: file name, samples, bytes, sha256."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each sample's members lie in its tar.
+
+    keys (S,) str; offsets (S, M) int64 byte of the payload's start; sizes (S, M) int64; M members in
+    the order of ``MEMBERS[kind]``.
+    """
+
+    keys: list[str]
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+    def write(self, path: Path) -> None:
+        with atomic_open(path) as handle:
+            np.savez(handle, keys=np.array(self.keys), offsets=self.offsets, sizes=self.sizes)
+
+    @classmethod
+    def read(cls, path: Path) -> ShardIndex:
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                return cls(
+                    [str(k) for k in data["keys"]],
+                    data["offsets"].astype(np.int64),
+                    data["sizes"].astype(np.int64),
+                )
+        except (OSError, KeyError, ValueError) as error:
+            raise ManifestError(
+                str(path), f"shard index unreadable ({error})", fix="run `ovtrain data repair`"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """All shards of one source and the geometry of their samples."""
+
+    source: str
+    kind: Kind
+    frames: int
+    height: int
+    width: int
+    patch: int
+    fingerprint: str
+    shards: tuple[ShardInfo, ...]
+    version: int = VERSION
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path | str) -> ShardManifest:
+        """Read ``folder/manifest.json``. Raises ManifestError."""
+        path = Path(folder) / MANIFEST
+        fix = "write it with `ovtrain data shards` or point data.sources at a folder that has one"
+        if not path.is_file():
+            raise ManifestError(str(path), "no shard manifest here", fix=fix)
+        try:
+            value: dict[str, Any] = json.loads(path.read_text())
+            version = value["version"]
+            if version != VERSION:
+                raise ManifestError(
+                    str(path), f"manifest version {version}", allowed=str(VERSION), fix=fix
+                )
+            shards = tuple(ShardInfo(**shard) for shard in value.pop("shards"))
+            manifest = cls(shards=shards, **value)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ManifestError(str(path), f"not a shard manifest ({error})", fix=fix) from error
+        if manifest.kind not in MEMBERS:
+            raise ManifestError(str(path), f"kind={manifest.kind}", allowed=", ".join(MEMBERS))
+        return manifest
+
+    def check_files(self, folder: Path, *, hashes: bool = False) -> None:
+        """Every tar and index present and of the stated size (and hash, when asked).
+
+        Raises one ManifestError that names all the files at fault.
+        """
+        faults: list[str] = []
+        for shard in self.shards:
+            tar = folder / shard.name
+            if not tar.is_file():
+                faults.append(f"{shard.name} is missing")
+            elif tar.stat().st_size != shard.bytes:
+                faults.append(f"{shard.name} has {tar.stat().st_size} bytes, not {shard.bytes}")
+            elif hashes and file_sha256(tar) != shard.sha256:
+                faults.append(f"{shard.name} has another sha256")
+            elif not tar.with_suffix(".npz").is_file():
+                faults.append(f"{tar.with_suffix('.npz').name} is missing")
+        if faults:
+            shown = "; ".join(faults[:5]) + (f"; {len(faults) - 5} more" if faults[5:] else "")
+            raise ManifestError(
+                str(folder / MANIFEST),
+                shown,
+                fix="copy the folder again or rebuild it with `ovtrain data shards`",
+            )
+
+
+def fingerprint(keys: list[str]) -> str:
+    """Hex digest of the sample keys in shard order."""
+    return sha256("\n".join(keys).encode()).hexdigest()[:32]
