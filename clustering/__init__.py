@@ -1,0 +1,1 @@
+"""Between data and training: teacher features -> k-means centers -> top-K labels."""

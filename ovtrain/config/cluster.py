@@ -10,7 +10,8 @@ TEACHERS = ("descriptor", "clip")
 @dataclass(frozen=True)
 class ClusterConfig:
     """``teacher: descriptor`` is demo-only and needs no weights; ``clip`` loads a CLIP-style image
-    tower (MetaCLIP-H/14 in the paper) from the local folder ``teacher_dir``."""
+    tower (MetaCLIP-H/14 in the paper) from the local folder ``teacher_dir``. ``spherical`` keeps
+    the centers on the unit sphere; ``workers`` are the threads that decode."""
 
     teacher: str = "descriptor"
     teacher_dir: str = ""
@@ -18,7 +19,9 @@ class ClusterConfig:
     top: int = 10
     frames: int = 8
     iterations: int = 20
+    spherical: bool = False
     seed: int = 0
+    workers: int = 2
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -26,7 +29,7 @@ class ClusterConfig:
             found.append(f"teacher={self.teacher}; allowed: {', '.join(TEACHERS)}")
         if self.teacher == "clip" and not self.teacher_dir:
             found.append("teacher=clip needs teacher_dir, a local folder with the weights")
-        for key in ("clusters", "top", "frames", "iterations"):
+        for key in ("clusters", "top", "frames", "iterations", "workers"):
             if getattr(self, key) <= 0:
                 found.append(f"{key}={getattr(self, key)}; allowed: a positive number")
         if self.top > self.clusters:

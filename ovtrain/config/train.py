@@ -11,7 +11,7 @@ from ovtrain.config.optim import OptimConfig
 
 BACKENDS = ("deepspeed", "ddp")
 PRECISIONS = ("fp32", "bf16")
-ZERO_STAGES = (1, 2, 3)
+ZERO_STAGES = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RunConfig:
             if getattr(self, key) not in allowed:
                 found.append(f"run.{key}={getattr(self, key)}; allowed: {', '.join(allowed)}")
         if self.zero_stage not in ZERO_STAGES:
-            found.append(f"run.zero_stage={self.zero_stage}; allowed: 1, 2, 3")
+            found.append(f"run.zero_stage={self.zero_stage}; allowed: 1, 2")
         return found
 
 

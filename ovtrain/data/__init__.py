@@ -1,0 +1,1 @@
+"""Runtime loader: shards and labels in, packed batches out."""

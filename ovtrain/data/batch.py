@@ -51,6 +51,15 @@ class PackedBatch:
     def max_seqlen(self) -> int:
         return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
 
+    def padded_labels(self, width: int) -> Tensor:
+        """(B, width) int32 labels, -1 where a sample owns fewer."""
+        counts = self.label_offsets.diff()
+        out = self.labels.new_full((self.samples, width), -1)
+        row = torch.repeat_interleave(torch.arange(self.samples, device=counts.device), counts)
+        column = torch.arange(len(self.labels), device=counts.device) - self.label_offsets[row]
+        out[row, column] = self.labels
+        return out
+
     def to(self, device: torch.device) -> PackedBatch:
         """Every tensor on ``device`` (asynchronously where it is pinned)."""
         moved = {

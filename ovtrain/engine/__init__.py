@@ -1,0 +1,1 @@
+"""The engine: config -> parts, the step, the loop, the backends."""

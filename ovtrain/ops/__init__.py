@@ -1,0 +1,1 @@
+"""Operations behind one signature each, with a plain reference beside every fast path."""

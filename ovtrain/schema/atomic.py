@@ -8,23 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from threading import get_ident
 from typing import IO, Any
 
 
 @contextmanager
-def atomic_open(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_open(path: Path | str, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temp file beside ``path``; on a clean exit it is flushed to disk and takes the name.
 
-    On an exception the temp file is removed and an older ``path`` stays as it was.
+    On an exception the temp file is removed and an older ``path`` stays as it was. ``sync=False``
+    leaves the flush to the system: for caches, which can be made again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
     try:
         with open(temp, mode) as handle:
             yield handle
             handle.flush()
-            os.fsync(handle.fileno())
+            if sync:
+                os.fsync(handle.fileno())
         os.replace(temp, path)
     finally:
         temp.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""Checks before a process starts, without torch; all problems at once.
+
+Config problems are always fatal. Data problems (a manifest, a tar, labels or a checkpoint that is not
+there, or does not match) may be tolerated in a dry run, on a machine that does not hold the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.plan import source_counts
+from ovtrain.config.data import SourceConfig
+from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import problems
+from ovtrain.schema.errors import ConfigError, OvtrainError
+from ovtrain.schema.labels import check_fingerprint, read_description
+from ovtrain.schema.manifest import ShardManifest
+
+
+@dataclass
+class Findings:
+    """Problems by kind, each a sentence; notes are no problems."""
+
+    config: list[str] = field(default_factory=list[str])
+    data: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+    def check(self, where: str, *, allow_missing_data: bool = False) -> None:
+        """Raise one ConfigError listing every problem that counts."""
+        counted = self.config + ([] if allow_missing_data else self.data)
+        if counted:
+            raise ConfigError(where, "\n  ".join(["", *counted]) if counted[1:] else counted[0])
+
+
+def preflight(config: TrainConfig, nproc: int) -> Findings:
+    """Everything that can be known to be wrong before training starts."""
+    found = Findings(config=problems(config))
+    if not found.config:
+        found.config += _batch_problems(config, nproc)
+        for source in config.data.sources:
+            _check_source(config, source, found)
+        _check_start(config.run.init_from, found)
+    return found
+
+
+def _batch_problems(config: TrainConfig, nproc: int) -> list[str]:
+    """Each source's share of the global batch gives every rank at least one sample."""
+    counts = source_counts(config.data.sources, config.run.global_batch)
+    total = sum(source.share for source in config.data.sources)
+    found: list[str] = []
+    for source, count in zip(config.data.sources, counts, strict=True):
+        if count < nproc:
+            needed = -(-nproc * total // source.share)
+            found.append(
+                f"run.global_batch={config.run.global_batch} gives source {source.name} {count} "
+                f"samples for {nproc} ranks; use at least {needed:.0f}, or fewer ranks"
+            )
+    return found
+
+
+def _check_source(config: TrainConfig, source: SourceConfig, found: Findings) -> None:
+    try:
+        manifest = ShardManifest.read(source.shards)
+        manifest.check_files(Path(source.shards))
+    except OvtrainError as error:
+        found.data.append(f"source {source.name}: {error}")
+        return
+    found.data += [f"source {source.name}: {text}" for text in _mismatches(config, manifest)]
+    found.notes.append(
+        f"source {source.name}: {manifest.samples:,} samples in {len(manifest.shards)} shards"
+    )
+    if source.labels:
+        _check_labels(source, manifest, found)
+
+
+def _mismatches(config: TrainConfig, manifest: ShardManifest) -> list[str]:
+    """Geometry of the shards against the config."""
+    asked = {"patch": config.model.patch}
+    if manifest.kind == "video":
+        asked |= {"height": config.data.size, "width": config.data.size}
+        asked |= {"frames": config.data.clip_frames}
+    return [
+        f"{source_key}={getattr(manifest, source_key)} in the shards, the config asks {value}; "
+        "prepare the data again or change the config"
+        for source_key, value in asked.items()
+        if getattr(manifest, source_key) != value
+    ]
+
+
+def _check_labels(source: SourceConfig, manifest: ShardManifest, found: Findings) -> None:
+    try:
+        about = read_description(source.labels, "labels")
+        check_fingerprint(Path(source.labels), about, manifest.fingerprint)
+    except OvtrainError as error:
+        found.data.append(f"source {source.name}: {error}")
+        return
+    found.notes.append(f"source {source.name}: {int(about['classes']):,} classes")
+
+
+def _check_start(init_from: str, found: Findings) -> None:
+    if init_from and not Path(init_from).is_dir():
+        found.data.append(
+            f"run.init_from={init_from}: no such run directory or checkpoint; train that stage first"
+        )

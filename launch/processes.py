@@ -1,0 +1,148 @@
+"""Child processes: jobs by module name, in a process group of their own, signals forwarded.
+
+A job ends with status 2 and one ``error: ...`` line when its input is at fault; ``run_process``
+collects that line, so that a caller can show it once, whatever number of ranks printed it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
+ROOT_EXIT = re.compile(r"^\s*exitcode\s*:\s*(?P<status>-?\d+)")
+ROOT_RANK = re.compile(r"^\s*rank\s*:\s*(?P<rank>\d+) ")
+KEPT_LINES = 20
+
+
+@dataclass
+class Outcome:
+    """How a child ended: its exit status, its ``error:`` text, the failing rank, its last lines."""
+
+    status: int = 0
+    error: str = ""
+    rank: int | None = None
+    last: deque[str] = field(default_factory=lambda: deque[str](maxlen=KEPT_LINES))
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Run a module by name with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def torchrun_command(nproc: int, module: str, *arguments: str) -> list[str]:
+    """``--standalone`` finds a free rendezvous port, so several at once do not collide."""
+    ranks = ("--standalone", "--nproc-per-node", str(nproc))
+    return module_command("torch.distributed.run", *ranks, "-m", module, *arguments)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def worker_env(nproc: int, env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of ``nproc`` ranks: cores shared out, lines unbuffered; set values stay."""
+    made = dict(os.environ if env is None else env)
+    made.setdefault("OMP_NUM_THREADS", str(max(cores() // nproc, 1)))
+    made.setdefault("PYTHONUNBUFFERED", "1")
+    return made
+
+
+def run_process(
+    command: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None]
+) -> Outcome:
+    """Run ``command`` to its end; every line of its output goes to ``on_line``.
+
+    Returns 128 + signal when a forwarded signal ended it, the first failing rank's status under
+    torchrun (whose own is always 1), else the child's own.
+    """
+    outcome = Outcome()
+    child = subprocess.Popen(
+        list(command),
+        env=dict(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    root_status: int | None = None
+    with _forwarding(child) as received:
+        try:
+            for line in child.stdout:
+                line = line.rstrip("\n")
+                _note(outcome, line)
+                if root_status is None and (found := ROOT_EXIT.match(line)):
+                    root_status = int(found["status"])
+                on_line(line)
+            outcome.status = child.wait()
+        finally:
+            _end_group(child)
+    if outcome.status and root_status is not None:
+        outcome.status = root_status
+    if outcome.status < 0:
+        outcome.status = 128 - outcome.status
+    if received:
+        outcome.status = 128 + received[0]
+    return outcome
+
+
+def _note(outcome: Outcome, line: str) -> None:
+    outcome.last.append(line)
+    if not outcome.error and (found := ERROR.match(line)):
+        outcome.error = found["text"]
+    if outcome.rank is None and (found := ROOT_RANK.match(line)):
+        outcome.rank = int(found["rank"])
+
+
+@contextmanager
+def _forwarding(child: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Pass signals on to the child's group. torchrun ends its ranks itself, after a grace time."""
+    received: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        _signal_group(child, signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal_group(child: subprocess.Popen[str], number: signal.Signals) -> None:
+    if child.poll() is None:
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:  # it ended in between
+            return
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    """Leave no process behind when the caller was thrown out of the loop."""
+    if child.poll() is None:
+        _signal_group(child, signal.SIGTERM)
+        try:
+            child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            _signal_group(child, signal.SIGKILL)
+            child.wait()

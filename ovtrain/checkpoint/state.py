@@ -1,0 +1,68 @@
+"""The two planes as checkpoint parts: the encoder by name, head rows by class range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ovtrain.checkpoint import storage
+from ovtrain.distributed.context import World
+from ovtrain.heads.class_sharded import ClassShardedHead
+from ovtrain.optim.sparse_rows import SparseRowAdamW
+from ovtrain.schema.errors import CheckpointError
+
+EncoderTensors = dict[str, dict[str, Tensor]]
+"""{"param" | "first" | "second": {parameter name: unsharded float32 tensor}}, and "steps": {"": ()}."""
+
+
+class EncoderOwner(Protocol):
+    """A backend: gives and takes the encoder and its optimizer state unsharded, by name."""
+
+    def export_state(self) -> EncoderTensors: ...
+
+    def import_state(self, state: EncoderTensors) -> None: ...
+
+
+class EncoderPart:
+    def __init__(self, owner: EncoderOwner) -> None:
+        self.owner = owner
+
+    def save(self, folder: Path, world: World) -> None:
+        state = self.owner.export_state()  # on every rank: ZeRO gathers
+        if world.is_main:
+            flat = {f"{part}/{n}": t for part, named in state.items() for n, t in named.items()}
+            storage.write_tensors(folder / storage.ENCODER, flat)
+
+    def load(self, folder: Path) -> None:
+        state: EncoderTensors = {}
+        for key, tensor in storage.read_tensors(folder / storage.ENCODER).items():
+            part, name = key.split("/", 1)
+            state.setdefault(part, {})[name] = tensor
+        self.owner.import_state(state)
+
+
+class HeadPart:
+    def __init__(self, head: ClassShardedHead, optimizer: SparseRowAdamW) -> None:
+        self.head, self.optimizer = head, optimizer
+
+    def save(self, folder: Path, world: World) -> None:
+        head = self.head
+        if head.hi > head.lo:
+            path = folder / storage.head_name(head.source, head.lo, head.hi)
+            storage.write_tensors(path, self.optimizer.state())
+
+    def load(self, folder: Path) -> None:
+        head = self.head
+        saved = storage.read_state(folder)["classes"].get(head.source)
+        if saved != head.classes:
+            raise CheckpointError(
+                str(folder),
+                f"head {head.source} has {saved} classes",
+                allowed=f"{head.classes}, as its labels have",
+                fix="resume with the labels the run began with, or start a new run.out",
+            )
+        if head.hi > head.lo:
+            rows = storage.read_head_rows(folder, head.source, head.lo, head.hi)
+            self.optimizer.load(rows)

@@ -1,0 +1,146 @@
+"""Step directories on disk.
+
+    checkpoints/
+      step-00000100/
+        encoder.safetensors              {param,first,second}/{name}, float32, unsharded
+        head-{source}-{lo:09d}-{hi:09d}.safetensors   rows, first, second (n, D), steps (n,)
+        state.json                       step, data position, config, world size
+        manifest.json                    bytes and sha256 of each file above
+      latest                             name of the newest whole directory, written last
+
+A directory is built as ``.step-....tmp`` and renamed when every rank has written its files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
+from ovtrain.schema.errors import CheckpointError
+
+LATEST, MANIFEST, STATE, ENCODER = "latest", "manifest.json", "state.json", "encoder.safetensors"
+_HEAD = re.compile(r"head-(?P<source>.+)-(?P<lo>\d{9})-(?P<hi>\d{9})\.safetensors")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def head_name(source: str, lo: int, hi: int) -> str:
+    return f"head-{source}-{lo:09d}-{hi:09d}.safetensors"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """One safetensors file, flushed to disk."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises CheckpointError where the file is damaged."""
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(path), f"unreadable ({error})") from error
+
+
+def seal(temp: Path, final: Path) -> None:
+    """Write the manifest of ``temp``, give it its name, point ``latest`` at it."""
+    files = sorted(p for p in temp.iterdir() if p.name != MANIFEST)
+    entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+    write_json(temp / MANIFEST, {"version": 1, "files": entries})
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(temp, final)
+    with atomic_open(final.parent / LATEST, "w") as handle:
+        handle.write(final.name + "\n")
+
+
+def check(folder: Path) -> None:
+    """Every file of a step directory present and unchanged. Raises CheckpointError."""
+    try:
+        entries: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(str(folder / MANIFEST), f"unreadable ({error})") from error
+    faults: list[str] = []
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            faults.append(f"{name} is damaged")
+    if faults:
+        raise CheckpointError(
+            str(folder),
+            "; ".join(faults),
+            fix=f"delete this directory and put the name of an older one into {LATEST}",
+        )
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest whole step directory, or None when there is none. Raises CheckpointError."""
+    pointer = checkpoints / LATEST
+    if not pointer.is_file():
+        return None
+    folder = checkpoints / pointer.read_text().strip()
+    if not folder.is_dir():
+        raise CheckpointError(
+            str(pointer), f"names {folder.name}, which is not here", fix="name one that is"
+        )
+    return folder
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(folder / STATE), f"unreadable ({error})") from error
+
+
+def read_encoder(folder: Path, part: str = "param") -> dict[str, Tensor]:
+    """Tensors of one part (param, first, second) by parameter name."""
+    tensors = read_tensors(folder / ENCODER)
+    prefix = part + "/"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def read_head_rows(folder: Path, source: str, lo: int, hi: int) -> dict[str, Tensor]:
+    """Rows lo..hi of a head and their state, from whichever class ranges were saved.
+
+    Raises CheckpointError where the files do not cover the range.
+    """
+    parts: list[tuple[int, dict[str, Tensor]]] = []
+    for path in sorted(folder.iterdir()):
+        match = _HEAD.fullmatch(path.name)
+        if match is None or match["source"] != source:
+            continue
+        first, last = max(lo, int(match["lo"])), min(hi, int(match["hi"]))
+        if first < last:
+            rows = slice(first - int(match["lo"]), last - int(match["lo"]))
+            parts.append((first, {k: v[rows] for k, v in read_tensors(path).items()}))
+    parts.sort(key=lambda part: part[0])
+    covered = sum(len(part["rows"]) for _, part in parts)
+    if covered != hi - lo:
+        raise CheckpointError(
+            str(folder), f"holds {covered} of the {hi - lo} rows {lo}..{hi} of head {source}"
+        )
+    return {k: torch.cat([part[k] for _, part in parts]) for k in parts[0][1]} if parts else {}
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` step directories, and what crashed writers left."""
+    for path in checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(path)
+    for path in sorted(checkpoints.glob("step-*"))[:-keep]:
+        shutil.rmtree(path)

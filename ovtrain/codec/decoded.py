@@ -1,0 +1,208 @@
+"""Decoded luma with what the decoder tells beside it; the ground that every estimate stands on.
+
+``LumaReader`` opens a path, bytes or a binary file with PyAV and yields one ``DecodedFrame`` per
+picture in presentation order: luma (H, W) uint8 (deeper samples are shifted down to 8 bits), type,
+pts in seconds, packet bytes and, where asked for, FFmpeg's exported motion vectors.
+
+Rotation metadata is not applied: signals lie on the coded orientation, as PyAV's frames do. Of
+several video tracks FFmpeg's best is read. A damaged packet is skipped and the next frame has
+``ok=False``; MediaError where nothing decodes, CodecError where the picture size changes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
+
+from ovtrain.codec.bitstream import CodecSignals, FrameType, Origin
+from ovtrain.codec.kernels import Luma
+from ovtrain.schema.errors import CodecError, MediaError
+
+Media = str | Path | bytes | BinaryIO
+FIX = "check the file with ffprobe, or leave it out"
+PLANAR_LUMA = ("yuv", "gray", "nv12", "nv21")
+"""Starts of the pixel formats whose first plane is the luma as the codec stores it."""
+INTRA = (PictureType.I, PictureType.SI, PictureType.BI)
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """luma (H, W) uint8; vectors: FFmpeg's MOTION_VECTORS records, or None."""
+
+    luma: Luma
+    type: FrameType
+    pts: float
+    packet_bytes: int = 0
+    vectors: npt.NDArray[Any] | None = None
+    ok: bool = True
+
+
+def media_name(media: Media) -> str:
+    """What errors call a file."""
+    if isinstance(media, bytes):
+        return f"<{len(media)} bytes>"
+    return str(media) if isinstance(media, str | Path) else str(getattr(media, "name", media))
+
+
+class LumaReader:
+    """An open video; iterate it once. Raises MediaError where no video stream can be opened."""
+
+    def __init__(self, media: Media, *, vectors: bool = False) -> None:
+        self.where = media_name(media)
+        self._container = _open(media, self.where)
+        try:
+            self._stream = _video_stream(self._container, self.where)
+        except MediaError:
+            self._container.close()
+            raise
+        context = self._stream.codec_context
+        context.thread_count = 1
+        context.copy_opaque = True
+        if vectors:
+            context.options = {"flags2": "+export_mvs"}
+        self.codec = context.name
+        self.height, self.width = context.height, context.width
+        self._started = False
+
+    def __iter__(self) -> Iterator[DecodedFrame]:
+        if self._started:
+            raise CodecError(self.where, "was read already", fix="open it again")
+        self._started = True
+        found = 0
+        for frame, ok in self._decode():
+            yield self._frame(frame, found, ok)
+            found += 1
+        if not found:
+            raise MediaError(self.where, "no frame decodes", fix=FIX)
+
+    def _decode(self) -> Iterator[tuple[VideoFrame, bool]]:
+        ok = True
+        try:
+            for packet in self._container.demux(self._stream):
+                packet.opaque = packet.size
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    ok = False  # FFmpeg gave this packet up; what follows may still decode
+                    continue
+                for frame in frames:
+                    if isinstance(frame, VideoFrame):
+                        yield frame, ok and not frame.is_corrupt
+                        ok = True
+        except av.error.FFmpegError as error:
+            raise MediaError(self.where, f"cannot be read to its end ({error})", fix=FIX) from error
+
+    def _frame(self, frame: VideoFrame, number: int, ok: bool) -> DecodedFrame:
+        if (frame.height, frame.width) != (self.height, self.width):
+            raise CodecError(
+                self.where,
+                f"frame {number} is {frame.width}x{frame.height} in a video of "
+                f"{self.width}x{self.height}",
+                allowed="one picture size per file",
+                fix="transcode it, or cut it where the size changes",
+            )
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        vectors = frame.side_data.get("MOTION_VECTORS")
+        return DecodedFrame(
+            luma=luma(frame, self.where),
+            type=_frame_type(frame),
+            pts=float(number / rate) if frame.time is None else float(frame.time),
+            packet_bytes=frame.opaque if isinstance(frame.opaque, int) else 0,
+            vectors=None if vectors is None else vectors.to_ndarray(),
+            ok=ok,
+        )
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _open(media: Media, where: str) -> InputContainer:
+    file = io.BytesIO(media) if isinstance(media, bytes) else media
+    try:
+        return av.open(file, "r", metadata_errors="ignore")
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(where, f"is not a readable video ({error})", fix=FIX) from error
+
+
+def _video_stream(container: InputContainer, where: str) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        raise MediaError(where, "holds no video track", fix=FIX)
+    if stream.codec_context is None:
+        raise MediaError(where, "FFmpeg has no decoder for its video track", fix="transcode it")
+    if not stream.codec_context.width or not stream.codec_context.height:
+        raise MediaError(where, "its video track has no picture size", fix=FIX)
+    return stream
+
+
+def _frame_type(frame: VideoFrame) -> FrameType:
+    if frame.pict_type in INTRA or frame.key_frame:
+        return "I"
+    return "B" if frame.pict_type == PictureType.B else "P"
+
+
+def luma(frame: VideoFrame, where: str) -> Luma:
+    """(H, W) uint8 luma of a frame of any pixel format. Raises CodecError."""
+    if not frame.format.name.startswith(PLANAR_LUMA):
+        try:
+            frame = frame.reformat(format="gray")
+        except (av.error.FFmpegError, ValueError) as error:
+            found = f"pixel format {frame.format.name} has no luma ({error})"
+            raise CodecError(where, found, fix="transcode it to yuv420p") from error
+    depth, plane = frame.format.components[0].bits, frame.planes[0]
+    lines = np.frombuffer(memoryview(plane), np.uint8)[: frame.height * plane.line_size]
+    lines = lines.reshape(frame.height, plane.line_size)
+    if depth > 8:
+        order = ">u2" if frame.format.is_big_endian else "<u2"
+        return (lines.view(order)[:, : frame.width] >> (depth - 8)).astype(np.uint8)
+    return np.ascontiguousarray(lines[:, : frame.width])
+
+
+class DecodedSignals:
+    """SignalSource of the rungs that decode pixels: a reader and a rule from frames to signals."""
+
+    def __init__(
+        self,
+        reader: LumaReader,
+        origin: Origin,
+        rule: Callable[[Iterable[DecodedFrame]], Iterator[CodecSignals]],
+    ) -> None:
+        self._reader, self._rule = reader, rule
+        self._origin: Origin = origin
+
+    @property
+    def origin(self) -> Origin:
+        return self._origin
+
+    @property
+    def height(self) -> int:
+        return self._reader.height
+
+    @property
+    def width(self) -> int:
+        return self._reader.width
+
+    def __iter__(self) -> Iterator[CodecSignals]:
+        return self._rule(self._reader)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> DecodedSignals:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,38 @@
+"""Costs of the class-sharded head. C classes, D width, W ranks, B samples of the source in a global
+batch, S sampled centers over all ranks (S = sample_rate * C). Bytes are fp32, per rank.
+"""
+
+from __future__ import annotations
+
+
+def rows_per_rank(classes: int, world_size: int) -> int:
+    """Rows of the fullest class shard."""
+    return -(-classes // world_size)
+
+
+def weight_bytes(classes: int, width: int, world_size: int = 1) -> int:
+    return 4 * rows_per_rank(classes, world_size) * width
+
+
+def optimizer_bytes(classes: int, width: int, world_size: int = 1) -> int:
+    """Two AdamW moments of every row."""
+    return 8 * rows_per_rank(classes, world_size) * width
+
+
+def dense_gradient_bytes(classes: int, width: int, world_size: int = 1) -> int:
+    """What a gradient of all rows would take; row-sparse updates need ``sample_rate`` of it."""
+    return 4 * rows_per_rank(classes, world_size) * width
+
+
+def logit_bytes(batch: int, sampled: int, world_size: int = 1) -> int:
+    return 4 * batch * -(-sampled // world_size)
+
+
+def gathered_bytes(batch: int, width: int) -> int:
+    """The global batch's embeddings in bf16, held by every rank."""
+    return 2 * batch * width
+
+
+def step_flops(batch: int, sampled: int, width: int, world_size: int = 1) -> float:
+    """Per rank: logits, gradient of the embeddings, gradient of the rows."""
+    return 6.0 * batch * sampled * width / world_size

@@ -1,0 +1,68 @@
+"""Decoders behind two Protocols, and the plain image decoder.
+
+``ClipDecoder``: encoded clip -> (T, H, W, 3) uint8 RGB. ``ImageDecoder``: JPEGs -> (H, W, 3) uint8 RGB
+each, at the picture side asked for (short side resized, centre cropped).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from ovtrain.schema.errors import MediaError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class ClipDecoder(Protocol):
+    def __call__(
+        self, data: bytes, where: str, indices: Sequence[int] | None = None
+    ) -> Pixels: ...
+
+
+class ImageDecoder(Protocol):
+    """A batch in, one picture or one MediaError per JPEG out, in order."""
+
+    def __call__(self, data: Sequence[bytes], where: Sequence[str]) -> list[Pixels | MediaError]: ...
+
+
+def decode_image(data: bytes, where: str) -> Pixels:
+    """JPEG or PNG -> (H, W, 3) uint8 RGB at its own size. Raises MediaError."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise MediaError(where, f"not a readable picture ({error})") from error
+
+
+def fit(picture: Pixels, size: int) -> Pixels:
+    """Short side to ``size`` (bicubic), centre crop to (size, size, 3)."""
+    height, width = picture.shape[:2]
+    if (height, width) == (size, size):
+        return picture
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    resized = np.asarray(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
+class PillowImages:
+    """The plain image decoder: one picture at a time, on the CPU."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, data: Sequence[bytes], where: Sequence[str]) -> list[Pixels | MediaError]:
+        return [self._one(d, w) for d, w in zip(data, where, strict=True)]
+
+    def _one(self, data: bytes, where: str) -> Pixels | MediaError:
+        try:
+            return fit(decode_image(data, where), self.size)
+        except MediaError as error:
+            return error

@@ -1,0 +1,83 @@
+"""Collectives with an explicit group and an explicit gradient contract.
+
+``group`` None is a world of one: every function is then the identity. W ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.rows, ctx.mine, ctx.group = rows, len(x), group
+        size = dist.get_world_size(group)
+        padded = x.new_zeros(rows, *x.shape[1:])
+        padded[: len(x)] = x
+        out = x.new_empty(size * rows, *x.shape[1:])
+        dist.all_gather_into_tensor(out, padded, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad, group=ctx.group)
+        first = dist.get_rank(ctx.group) * ctx.rows
+        return grad[first : first + ctx.mine], None, None
+
+
+def all_gather_sum(x: Tensor, rows: int, group: dist.ProcessGroup | None) -> Tensor:
+    """(n, ...) with n <= rows -> (W * rows, ...), each rank's part zero-padded to ``rows``.
+
+    Gradient contract: the gradients of all ranks are *summed* and each rank takes its slice; nobody
+    divides.
+    """
+    return x if group is None else _GatherSum.apply(x, rows, group)  # type: ignore[return-value]
+
+
+def all_gather_padded(x: Tensor, rows: int, group: dist.ProcessGroup | None, fill: int) -> Tensor:
+    """Integer columns (n, ...) -> (W * rows, ...), padded with ``fill``. Not differentiable."""
+    if group is None:
+        return x
+    padded = x.new_full((rows, *x.shape[1:]), fill)
+    padded[: len(x)] = x
+    out = x.new_empty(dist.get_world_size(group) * rows, *x.shape[1:])
+    dist.all_gather_into_tensor(out, padded, group=group)
+    return out
+
+
+def all_reduce(x: Tensor, group: dist.ProcessGroup | None, op: str = "sum") -> Tensor:
+    """A new tensor, reduced by sum or max. Not differentiable."""
+    x = x.detach().clone()
+    if group is not None:
+        kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
+        dist.all_reduce(x, op=kind, group=group)
+    return x
+
+
+def broadcast_object(value: object, group: dist.ProcessGroup | None) -> Any:
+    """Rank 0's ``value`` on every rank (small, picklable)."""
+    if group is None:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+def gather_objects(value: object, group: dist.ProcessGroup | None) -> list[Any]:
+    """Every rank's ``value``, in rank order, on every rank."""
+    if group is None:
+        return [value]
+    out: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(out, value, group=group)
+    return out
+
+
+def barrier(group: dist.ProcessGroup | None) -> None:
+    if group is not None:
+        dist.barrier(group=group)

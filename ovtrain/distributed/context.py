@@ -1,0 +1,71 @@
+"""Ranks, groups, devices and seeds of a process; one process is a world of its own.
+
+Seeds are a function of role (and of a counter), never of the process, so that nothing depends on the
+world size.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place. ``group`` None means one process without torch.distributed."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def slice_of(self, count: int) -> range:
+        """This rank's near-even contiguous part of ``count`` items."""
+        return split(count, self.rank, self.size)
+
+
+def split(count: int, part: int, parts: int) -> range:
+    """Part ``part`` of ``count`` items cut into ``parts`` near-even contiguous ranges."""
+    return range(count * part // parts, count * (part + 1) // parts)
+
+
+def start_world(*, force_group: bool = False) -> World:
+    """Join the job that torchrun described in the environment (NCCL on GPUs, gloo elsewhere).
+
+    ``force_group`` makes a process group even for one process (DeepSpeed wants one).
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if (size > 1 or force_group) and not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0" if size == 1 else "29500")
+        os.environ.setdefault("RANK", str(rank))
+        os.environ.setdefault("WORLD_SIZE", str(size))
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return World(rank, local_rank, size, device, dist.group.WORLD if dist.is_initialized() else None)
+
+
+def stop_world() -> None:
+    """Leave the job; safe to call when none was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_for(seed: int, role: str, *counters: int) -> int:
+    """A 63-bit seed that depends on (seed, role, counters) only."""
+    text = ":".join([str(seed), role, *map(str, counters)])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,78 @@
+"""Config -> parts. The trainer receives them; nothing else constructs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovtrain.checkpoint.manager import Checkpoints, Part
+from ovtrain.checkpoint.restore import checkpoint_folder, restore_encoder
+from ovtrain.checkpoint.state import EncoderPart, HeadPart
+from ovtrain.config.train import TrainConfig
+from ovtrain.data.loader import Loader
+from ovtrain.distributed.context import World, seed_for
+from ovtrain.engine.backend import Backend, PlainBackend
+from ovtrain.engine.step import SourceHead, TrainStep
+from ovtrain.heads.class_sharded import ClassShardedHead
+from ovtrain.models.encoder import Encoder, build_encoder
+from ovtrain.optim.sparse_rows import SparseRowAdamW
+from ovtrain.schema.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Parts:
+    encoder: Encoder
+    loader: Loader
+    heads: list[SourceHead]
+    step: TrainStep
+    checkpoints: Checkpoints
+
+
+def build(config: TrainConfig, world: World) -> Parts:
+    """Everything a run is made of. Raises the typed errors of its inputs."""
+    loader = Loader(config, world)
+    encoder = build_encoder(config.model, seed_for(config.run.seed, "encoder"))
+    if config.run.init_from:
+        restore_encoder(encoder, checkpoint_folder(config.run.init_from))
+    encoder.to(world.device)
+    backend = _backend(config, encoder, world, loader.plan.micro_steps)
+    heads = _heads(config, loader, encoder.width, world)
+    if not heads:
+        raise ConfigError("data.sources", "no source has labels", fix="name a LabelStore folder")
+    parts: dict[str, Part] = {"encoder": EncoderPart(backend)}
+    parts |= {f"head-{h.head.source}": HeadPart(h.head, h.optimizer) for h in heads}
+    checkpoints = Checkpoints(
+        Path(config.run.out) / "checkpoints",
+        parts,
+        world,
+        every=config.run.checkpoint_every,
+        keep=config.run.keep,
+    )
+    return Parts(encoder, loader, heads, TrainStep(config, backend, heads, world), checkpoints)
+
+
+def _backend(config: TrainConfig, encoder: Encoder, world: World, micro_steps: int) -> Backend:
+    if config.run.backend == "ddp":
+        return PlainBackend(encoder, config.optim, world, bf16=config.run.precision == "bf16")
+    from ovtrain.engine.deepspeed_backend import DeepSpeedBackend
+
+    return DeepSpeedBackend(encoder, config.run, config.optim, world, micro_steps)
+
+
+def _heads(config: TrainConfig, loader: Loader, width: int, world: World) -> list[SourceHead]:
+    heads: list[SourceHead] = []
+    optim = config.optim
+    for source in loader.sources:
+        if source.labels is None:
+            continue
+        name, classes = source.config.name, source.classes
+        head = ClassShardedHead(name, classes, width, config.head, world, config.run.seed)
+        optimizer = SparseRowAdamW(
+            head.rows,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+        longest = int((source.labels.offsets[1:] - source.labels.offsets[:-1]).max())
+        heads.append(SourceHead(source.number, source.config.weight, head, optimizer, longest))
+    return heads

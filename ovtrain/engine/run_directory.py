@@ -1,0 +1,120 @@
+"""The run directory's fixed files: the resolved config, and what ran where.
+
+    config.yaml  run.json  metrics.jsonl  quarantine-{rank}.jsonl  logs/  checkpoints/
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import ovtrain
+from ovtrain.config.load import to_yaml
+from ovtrain.config.train import TrainConfig
+from ovtrain.distributed.context import World
+from ovtrain.engine.build import Parts
+from ovtrain.schema.atomic import atomic_open, write_json
+from ovtrain.schema.errors import CheckpointError
+
+FREE_KEYS = frozenset(
+    {
+        "run.log_every",
+        "run.checkpoint_every",
+        "run.keep",
+        "run.wandb",
+        "run.out",
+        "run.micro_batch",
+        "data.workers",
+        "data.prefetch",
+        "data.cache_dir",
+        "data.max_bad_in_a_row",
+    }
+)
+"""Keys that may change between a run and its resumption."""
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Of everything but the free keys."""
+    text = "\n".join(f"{k}={v}" for k, v in _flat(to_yaml(config)).items() if k not in FREE_KEYS)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _flat(yaml: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, (dict, list)) and value:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, entry in items:
+                walk(f"{prefix}.{key}" if prefix else str(key), entry)
+        else:
+            flat[prefix] = value
+
+    walk("", OmegaConf.to_container(OmegaConf.create(yaml)))
+    return flat
+
+
+def claim(config: TrainConfig) -> None:
+    """Write ``config.yaml`` into a new run directory, or insist that it is the same run's.
+
+    Raises CheckpointError naming the keys that differ.
+    """
+    path = Path(config.run.out) / "config.yaml"
+    if path.is_file():
+        before, now = _flat(path.read_text()), _flat(to_yaml(config))
+        changed = [
+            f"{key}={now.get(key)} (was {before.get(key)})"
+            for key in sorted(before.keys() | now.keys())
+            if key not in FREE_KEYS and before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise CheckpointError(
+                config.run.out,
+                "this run directory belongs to another config: " + ", ".join(changed[:5]),
+                fix="undo the change or choose another run.out",
+            )
+    with atomic_open(path, "w") as handle:
+        handle.write(to_yaml(config))
+
+
+def describe(config: TrainConfig, parts: Parts, world: World) -> None:
+    """Write ``run.json``."""
+    write_json(
+        Path(config.run.out) / "run.json",
+        {
+            "command": sys.argv,
+            "config_hash": config_hash(config),
+            "world_size": world.size,
+            "device": _device(world),
+            "precision": config.run.precision,
+            "parameters": sum(p.numel() for p in parts.encoder.parameters()),
+            "head_rows": {h.head.source: h.head.classes for h in parts.heads},
+            "torch": torch.__version__,
+            "deepspeed": getattr(sys.modules.get("deepspeed"), "__version__", None),
+            "ovtrain": ovtrain.__version__,
+            "code": code_state(),
+        },
+    )
+
+
+def _device(world: World) -> str:
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads per rank"
+
+
+def code_state() -> str | None:
+    """Commit of the checkout ovtrain runs from, or None for an installed package."""
+    root = Path(ovtrain.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -1,0 +1,25 @@
+"""TrainState: where a run stands. Plain values, so that it is its own checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """``step``: optimizer updates done; ``consumed``: samples read per source; ``views``: samples per
+    view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples of this run."""
+
+    step: int = 0
+    consumed: dict[str, int] = field(default_factory=dict[str, int])
+    views: dict[str, int] = field(default_factory=dict[str, int])
+    filled: int = 0
+    bad: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        for name in vars(self):
+            setattr(self, name, saved[name])

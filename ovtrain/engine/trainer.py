@@ -1,0 +1,158 @@
+"""The loop, its log lines and its saves. Constructs nothing; ``build`` did."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovtrain.config.train import TrainConfig
+from ovtrain.costs.encoder import training_flops
+from ovtrain.data.loader import StepBatch
+from ovtrain.data.views import VIEWS
+from ovtrain.distributed.collectives import all_reduce
+from ovtrain.distributed.context import World
+from ovtrain.engine.build import Parts
+from ovtrain.engine.preemption import StopRequest
+from ovtrain.engine.state import TrainState
+from ovtrain.optim.schedule import learning_rate
+from ovtrain.observability.sinks import JsonlSink, Sink, WandbSink
+from ovtrain.observability.throughput import Throughput
+from ovtrain.schema.errors import OvtrainError
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(OvtrainError):
+    """Training produced a NaN or an infinity."""
+
+
+class Trainer:
+    def __init__(self, config: TrainConfig, parts: Parts, world: World) -> None:
+        self.config, self.parts, self.world = config, parts, world
+        self.state = TrainState(views=dict.fromkeys(VIEWS, 0))
+        self.stop = StopRequest(world)
+        self.throughput = Throughput()
+        self.sinks: list[Sink] = []
+        self._window = torch.zeros(len(VIEWS) + 4, dtype=torch.float64)
+        self._resume()
+
+    def fit(self) -> bool:
+        """Train to the last step; False when a signal ended the run early (it saved, and resumes)."""
+        steps = self.config.run.total_steps
+        state, parts = self.state, self.parts
+        self.throughput.read()
+        while state.step < steps and not self.stop.requested():
+            with self.throughput.waiting():
+                batch = next(parts.loader)
+            metrics = parts.step.run(batch, state.step)
+            state.step += 1
+            self._count(batch)
+            self._maybe_log(metrics, steps)
+            self._maybe_save(final=state.step == steps)
+        self._maybe_save(final=True)
+        self._close()
+        return state.step == steps
+
+    def _resume(self) -> None:
+        out, run = Path(self.config.run.out), self.config.run
+        saved = self.parts.checkpoints.resume()
+        if saved is not None:
+            self.state.restore(saved["train"])
+            self.parts.loader.load_state_dict(self.state.consumed)
+        if self.world.is_main:
+            metrics = JsonlSink(out / "metrics.jsonl")
+            metrics.truncate_after(self.state.step)
+            self.sinks.append(metrics)
+            if run.wandb:
+                self.sinks.append(WandbSink(out, {"run": run.out}))
+
+    def _count(self, batch: StepBatch) -> None:
+        """Add this rank's part of a step to the window (host integers only)."""
+        size, patch = self.config.model.size, self.config.model.patch
+        for micro in batch.micro:
+            for view in micro.view.tolist():
+                self._window[view] += 1
+            lengths = micro.cu_seqlens.diff().tolist()
+            flops = sum(training_flops(size, n, patch) for n in lengths)
+            self._window[-4:-1] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
+        bad = self.parts.loader.take_bad()
+        self._window[-1] += len(bad)
+        if bad:
+            path = Path(self.config.run.out) / f"quarantine-{self.world.rank:05d}.jsonl"
+            with open(path, "a") as handle:
+                handle.writelines(json.dumps(vars(b) | {"step": self.state.step}) + "\n" for b in bad)
+
+    def _drain(self) -> None:
+        """Bring the window's counts of all ranks into the state and the throughput."""
+        total = all_reduce(self._window.to(self.world.device), self.world.group).tolist()
+        self._window.zero_()
+        state = self.state
+        for view, count in zip(VIEWS, total, strict=False):
+            state.views[view] += round(count)
+        tokens, flops, filled, bad = total[-4:]
+        state.filled += round(filled)
+        state.bad += round(bad)
+        self.throughput.add(round(sum(total[: len(VIEWS)])), round(tokens), flops)
+
+    def _maybe_log(self, metrics: dict[str, Tensor], steps: int) -> None:
+        state = self.state
+        if state.step % self.config.run.log_every and state.step != steps:
+            return
+        self._drain()
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise NonFiniteLoss(
+                self.config.run.out,
+                f"step {state.step}: {values}",
+                fix="the newest checkpoint is from before; lower optim.lr or look at the data read "
+                "since then",
+            )
+        row = {"step": state.step, "time": time.time(), **values, **self._progress(steps)}
+        log.info(_line(row, steps))
+        for sink in self.sinks:
+            sink.write(row)
+
+    def _progress(self, steps: int) -> dict[str, Any]:
+        rates = self.throughput.read()
+        state = self.state
+        return {
+            "lr": learning_rate(self.config.optim, state.step - 1, steps),
+            **rates,
+            "views": dict(state.views),
+            "filled": state.filled,
+            "bad_samples": state.bad,
+        }
+
+    def _maybe_save(self, *, final: bool) -> None:
+        checkpoints, step = self.parts.checkpoints, self.state.step
+        if not checkpoints.due(step, final=final):
+            return
+        self._drain()
+        self.state.consumed = self.parts.loader.state_dict()
+        checkpoints.save(
+            {
+                "step": step,
+                "train": self.state.to_json(),
+                "classes": {h.head.source: h.head.classes for h in self.parts.heads},
+            }
+        )
+
+    def _close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+        self.parts.loader.close()
+
+
+def _line(row: dict[str, Any], steps: int) -> str:
+    return (
+        f"step {row['step']}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+        f"{row['samples_per_s']:.0f} samples/s  {row['tokens_per_s']:.0f} tokens/s  "
+        f"{row['flops_per_s'] / 1e12:.3f} TFLOP/s  data wait {row['data_wait']:.0%}"
+    )

@@ -1,0 +1,93 @@
+"""Tokens of a frozen encoder over a prepared set of clips, at a stated view and token budget.
+
+S clips, n tokens each, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovtrain.data import views
+from ovtrain.data.batch import PackedBatch, PackedSample, pack
+from ovtrain.data.clips import ClipReader
+from ovtrain.data.samples import clip_patches
+from ovtrain.data.shards import ShardReader
+from ovtrain.data.views import ViewPlan
+from ovtrain.models.encoder import Encoder
+from ovtrain.schema.grid import PatchGrid
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """What the encoder is shown: ``codec`` | ``frames`` | ``single frame`` (the middle one, t = 0);
+    ``blanked`` replaces every pixel by the mean, so that positions alone are left."""
+
+    name: str
+    token_budget: int
+    chunks: int
+    blanked: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"blanked {self.name}" if self.blanked else self.name
+
+
+class ClipSet:
+    """Clips of one source for evaluation, read in shard order with the evaluation's fixed frames."""
+
+    def __init__(self, folder: str, cache_dir: str = "") -> None:
+        self.reader = ShardReader(folder)
+        m = self.reader.manifest
+        self.grid = PatchGrid.from_pixels(m.frames, m.height, m.width, m.patch)
+        self.clips = ClipReader(self.reader, cache_dir)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def plan(self, i: int, spec: ViewSpec) -> ViewPlan:
+        if spec.name == "codec":
+            return views.codec_view(self.reader.energy(i), self.grid, spec.token_budget)
+        if spec.name == "frames":
+            return views.frames_view(self.grid, spec.chunks, None)
+        where = self.grid.frame_positions(self.grid.frames // 2)
+        return ViewPlan(where, where * np.array([0, 1, 1]))
+
+    def sample(self, i: int, spec: ViewSpec) -> PackedSample:
+        """Raises MediaError where the clip cannot be read."""
+        plan = self.plan(i, spec)
+        patches = clip_patches(self.clips, i, plan, self.grid.patch)
+        return PackedSample(patches, plan.positions, np.empty(0, np.int32), 0, 0, i)
+
+
+def batches(clips: ClipSet, spec: ViewSpec, size: int, workers: int) -> Iterator[PackedBatch]:
+    """All clips in order, ``size`` at a time; the next batch is read while one is used."""
+    starts = range(0, len(clips), size)
+    with ThreadPoolExecutor(workers) as pool:
+
+        def read(start: int) -> PackedBatch:
+            rows = range(start, min(start + size, len(clips)))
+            return pack([clips.sample(i, spec) for i in rows])
+
+        yield from pool.map(read, starts)
+
+
+@torch.inference_mode()
+def encode(
+    encoder: Encoder, clips: ClipSet, spec: ViewSpec, *, size: int, workers: int, bf16: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per batch: tokens (B, n, D) float32 and pooled (B, D) float32."""
+    for batch in batches(clips, spec, size, workers):
+        patches = batch.patches
+        if spec.blanked:
+            patches = torch.zeros(patches.shape)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            tokens, pooled = encoder(
+                patches, batch.positions, batch.cu_seqlens, batch.max_seqlen
+            )
+        yield tokens.float().unflatten(0, (batch.samples, -1)), pooled.float()

@@ -1,0 +1,45 @@
+"""Reads what jobs wrote: metrics.jsonl, JSON files. A missing or torn file is not an error here.
+
+``metrics.jsonl`` holds one object per logged step: step, time (s), loss, loss/<source>, lr,
+grad_norm, samples_per_s, tokens_per_s, flops_per_s, data_wait (share 0..1), views (counts so far),
+filled, bad_samples.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Objects of a JSON-lines file; lines that do not parse (a torn last line) are left out."""
+    if not path.is_file():
+        return []
+    return [row for line in path.read_text().splitlines() if (row := _parse(line)) is not None]
+
+
+def _parse(line: str) -> Row | None:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_object(path: Path) -> Row | None:
+    """A JSON object, or None where the file is absent or not one."""
+    return _parse(path.read_text()) if path.is_file() else None
+
+
+def column(rows: list[Row], key: str) -> list[tuple[float, float]]:
+    """(step, value) of every row that has ``key`` as a finite number."""
+    points: list[tuple[float, float]] = []
+    for row in rows:
+        value = row.get(key)
+        if isinstance(value, (int, float)) and abs(value) < float("inf"):
+            points.append((float(row.get("step", 0)), float(value)))
+    return points

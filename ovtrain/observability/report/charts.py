@@ -1,0 +1,254 @@
+"""Charts as inline SVG strings: lines over steps, horizontal bars with intervals, histograms.
+
+All sizes are SVG user units; the page scales a chart to its column. A line chart carries its points
+as JSON in ``data-series``, which the page's script reads for hover values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 560, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 34
+MOST_POINTS = 400
+COLORS = ("#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#db2777", "#4d7c0f")
+CONTROL, NEUTRAL = "#d97706", "#94a3b8"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points (x, y) of one line; ``control`` runs are dashed and orange."""
+
+    name: str
+    points: list[tuple[float, float]]
+    color: str = COLORS[0]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar with its 95 % interval; ``dots`` are the single seeds."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    color: str = COLORS[0]
+    dots: list[float] = field(default_factory=list[float])
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Short text of a number: 1234567 -> 1.23M, 0.00012 -> 0.00012."""
+    if value != value or abs(value) == math.inf:
+        return str(value)
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
+    if float(value).is_integer():
+        return str(int(value))
+    return f"{value:.{digits}g}"
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high]."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS of them, evenly spaced, the last one kept."""
+    stride = -(-len(points) // MOST_POINTS) or 1
+    kept = list(points[::stride])
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Plot area of a chart in data units; x() and y() map to SVG units."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.x0) / ((self.x1 - self.x0) or 1)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y0) / ((self.y1 - self.y0) or 1)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, x_label: str, y_label: str) -> str:
+        parts: list[str] = []
+        for value in ticks(self.y0, self.y1):
+            y = self.y(value)
+            parts.append(
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+                f"{number(value, 4)}</text>"
+            )
+        for value in ticks(self.x0, self.x1, 8):
+            parts.append(
+                f'<text class="tick" x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}" '
+                f'text-anchor="middle">{number(value, 4)}</text>'
+            )
+        floor = HEIGHT - BOTTOM
+        parts.append(
+            f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>'
+            f'<text class="axis-label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" '
+            f'text-anchor="middle">{escape(x_label)}</text>'
+            f'<text class="axis-label" transform="translate(11 {(TOP + floor) / 2}) rotate(-90)" '
+            f'text-anchor="middle">{escape(y_label)}</text>'
+        )
+        return "".join(parts)
+
+
+def _svg(body: str, height: float = HEIGHT, extra: str = "", label: str = "") -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}" {extra}>'
+        f"{body}</svg>"
+    )
+
+
+def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
+    """A figure with legend; series without points are named as absent in the caption."""
+    drawn = [Series(s.name, thinned(s.points), s.color, s.dashed) for s in series if s.points]
+    if not drawn:
+        empty = '<p class="absent">no points</p>'
+        return f"<figure><figcaption>{escape(title)}</figcaption>{empty}</figure>"
+    xs = [x for s in drawn for x, _ in s.points]
+    ys = [y for s in drawn for _, y in s.points]
+    pad = (max(ys) - min(ys)) * 0.06 or max(abs(max(ys)) * 0.1, 1e-3)
+    frame = _Frame(
+        min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, min(ys) - pad, max(ys) + pad
+    )
+    body = frame.axes(x_label, y_label)
+    for s in drawn:
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in s.points)
+        dash = ' stroke-dasharray="5 4"' if s.dashed else ""
+        body += f'<polyline class="line" points="{path}" stroke="{s.color}"{dash}/>'
+        if len(s.points) == 1:
+            x, y = s.points[0]
+            body += f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" fill="{s.color}"/>'
+    data = {
+        "frame": [frame.x0, frame.x1, frame.y0, frame.y1],
+        "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
+        "x": x_label,
+        "series": [{"name": s.name, "color": s.color, "points": s.points} for s in drawn],
+    }
+    extra = f'class="hover" data-series="{escape(json.dumps(data))}"'
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>{_svg(body, extra=extra, label=title)}"
+        f"{legend([(s.name, s.color, s.dashed) for s in drawn])}</figure>"
+    )
+
+
+def legend(entries: Sequence[tuple[str, str, bool]]) -> str:
+    """Names with their line samples."""
+    items = "".join(
+        f'<span><i style="border-top:2px {"dashed" if dashed else "solid"} {color}"></i>'
+        f"{escape(name)}</span>"
+        for name, color, dashed in entries
+    )
+    return f'<div class="legend">{items}</div>'
+
+
+def bar_chart(title: str, bars: Sequence[Bar], reference: tuple[float, str] | None = None) -> str:
+    """Horizontal bars from 0 to 1 with interval whiskers, seed dots and a dashed reference line."""
+    row, left, right, top = 24, 210, 46, 8
+    floor = top + row * len(bars)
+    top_value = max([1e-9, *(max(b.value, b.high or 0) for b in bars)])
+    span = 1.0 if top_value > 0.45 else top_value * 1.15
+
+    def x(value: float) -> float:
+        return left + value / span * (WIDTH - left - right)
+
+    body = ""
+    for value in ticks(0, span, 5):
+        body += (
+            f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" y2="{floor}"/>'
+            f'<text class="tick" x="{x(value):.1f}" y="{floor + 14}" text-anchor="middle">'
+            f"{number(value)}</text>"
+        )
+    for i, bar in enumerate(bars):
+        body += _bar(bar, top + row * i, row, x, left)
+    if reference is not None:
+        at = x(reference[0])
+        body += (
+            f'<line class="reference" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4}" y2="{floor}"/>'
+            f'<text class="tick" x="{at:.1f}" y="{floor + 26}" text-anchor="middle">'
+            f"{escape(reference[1])}</text>"
+        )
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f"{_svg(body, floor + 32, label=title)}</figure>"
+    )
+
+
+def _bar(bar: Bar, y: float, row: float, x: Callable[[float], float], left: float) -> str:
+    middle = y + row / 2
+    text = (
+        f'<text class="bar-label" x="{left - 8}" y="{middle + 4:g}" text-anchor="end">'
+        f"{escape(bar.label)}</text>"
+        f'<rect x="{left}" y="{y + 5:g}" width="{max(x(bar.value) - left, 0.5):.1f}" '
+        f'height="{row - 10:g}" fill="{bar.color}" opacity=".82" rx="1.5">'
+        f"<title>{escape(bar.label)}: {bar.value:.3f}</title></rect>"
+    )
+    end = bar.value
+    if bar.low is not None and bar.high is not None:
+        end = max(end, bar.high)
+        text += (
+            f'<path class="whisker" d="M{x(bar.low):.1f} {middle:g}H{x(bar.high):.1f}'
+            f'M{x(bar.low):.1f} {middle - 4:g}v8M{x(bar.high):.1f} {middle - 4:g}v8"/>'
+        )
+    for dot in bar.dots:
+        end = max(end, dot)
+        text += f'<circle class="dot" cx="{x(dot):.1f}" cy="{middle:g}" r="2.4"/>'
+    return text + (
+        f'<text class="bar-value" x="{x(end) + 6:.1f}" y="{middle + 4:g}">{bar.value:.3f}</text>'
+    )
+
+
+def histogram(title: str, edges: Sequence[float], counts: Sequence[float], x_label: str) -> str:
+    """Bars of equal width, one per bin, labelled by their edges; hover gives range and count."""
+    high = max([1.0, *counts])
+    frame = _Frame(0, max(len(counts), 1), 0, high * 1.05)
+    body = ""
+    for value in ticks(0, high, 4):
+        y = frame.y(value)
+        body += (
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+            f"{number(value)}</text>"
+        )
+    stride = -(-len(counts) // 12) or 1
+    for i, count in enumerate(counts):
+        x, y = frame.x(i), frame.y(count)
+        body += (
+            f'<rect x="{x + 1:.1f}" y="{y:.1f}" width="{frame.x(i + 1) - x - 2:.1f}" '
+            f'height="{frame.y(0) - y:.1f}" fill="{COLORS[0]}" opacity=".8">'
+            f"<title>{number(edges[i])} to {number(edges[i + 1])}: {number(count)}</title></rect>"
+        )
+        if i % stride == 0:
+            body += (
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">'
+                f"{number(edges[i])}</text>"
+            )
+    floor = HEIGHT - BOTTOM
+    body += (
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>'
+        f'<text class="axis-label" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
+    )
+    return f"<figure><figcaption>{escape(title)}</figcaption>{_svg(body, label=title)}</figure>"

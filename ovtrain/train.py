@@ -1,0 +1,62 @@
+"""Entry of a training process: parse -> build -> fit -> close.
+
+    torchrun --nproc-per-node 2 -m ovtrain.train CONFIG.yaml [key=value ...]
+
+Exit status 0 when trained to the end, 2 on an error of the input, 75 when a signal stopped the run (it has
+saved; the same command resumes it).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from ovtrain.config.load import find_config, load
+from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import validate
+from ovtrain.observability.logger import job_logger
+from ovtrain.schema.errors import OvtrainError
+
+STOPPED = 75
+
+
+def run(config: TrainConfig) -> int:
+    from ovtrain.distributed.context import start_world, stop_world
+    from ovtrain.engine import run_directory
+    from ovtrain.engine.build import build
+    from ovtrain.engine.trainer import Trainer
+
+    world = start_world(force_group=config.run.backend == "deepspeed")
+    log = job_logger("ovtrain", world.rank, world.size, Path(config.run.out) / "logs")
+    if not world.is_main:
+        logging.getLogger("ovtrain").setLevel(logging.WARNING)
+    if world.is_main:
+        run_directory.claim(config)
+    parts = build(config, world)
+    if world.is_main:
+        run_directory.describe(config, parts, world)
+    log.info("training %s on %d processes", config.run.out, world.size)
+    finished = Trainer(config, parts, world).fit()
+    log.info("finished" if finished else "stopped by a signal; the same command resumes")
+    stop_world()
+    return 0 if finished else STOPPED
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        config = load(TrainConfig, find_config(argv[0]), argv[1:])
+        validate(config, argv[0])
+        return run(config)
+    except OvtrainError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    status = main()
+    # After an error the other ranks may wait in a collective: leave without the group's goodbye, and
+    # torchrun ends them.
+    os._exit(status) if status == 2 else sys.exit(status)
