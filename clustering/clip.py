@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -71,7 +72,12 @@ class ClipTeacher:
 
     def _pixels(self, frames: Frames) -> Tensor:
         """(T, H, W, 3) uint8 -> (T, 3, size, size): short side resized, centre crop, normalised."""
-        pixels = torch.tensor(frames, device=self.device).permute(0, 3, 1, 2).float() / 255
+        pixels = (
+            torch.tensor(np.ascontiguousarray(frames), device=self.device)
+            .permute(0, 3, 1, 2)
+            .float()
+            / 255
+        )
         height, width = pixels.shape[2:]
         scale = self.size / min(height, width)
         shape = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
@@ -106,16 +112,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _load(folder: Path) -> Any:
     """The vision tower in eval mode; weights that are absent are an error, not random numbers."""
     try:
-        from transformers import CLIPVisionModelWithProjection
+        from transformers import CLIPVisionModelWithProjection, logging
     except ImportError as error:
         raise ConfigError(
             "teacher=clip", "transformers is not installed", fix="pip install ovtrain[hf]"
         ) from error
+    logging.set_verbosity_error()  # it lists every weight of the text tower as unexpected
+    tower: Any = CLIPVisionModelWithProjection
     try:
-        model, info = CLIPVisionModelWithProjection.from_pretrained(
+        model, info = tower.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(str(folder), f"does not load ({reason})", fix=FIX) from error
     if missing := sorted(info["missing_keys"]):

@@ -81,8 +81,7 @@ def _open_partial(
     reader: ShardReader, teacher: Teacher, folder: Path
 ) -> tuple[np.memmap[Any, np.dtype[np.float16]], np.memmap[Any, np.dtype[np.uint8]]]:
     shape = (len(reader), teacher.width)
-    stamp = {"fingerprint": reader.manifest.fingerprint, "teacher": teacher.name, "shape": shape}
-    stamp = json.loads(json.dumps(stamp))
+    stamp = {"fingerprint": reader.manifest.fingerprint, "teacher": teacher.name, "width": shape[1]}
     paths = [folder / PARTIAL, folder / DONE]
     known = folder / STAMP
     resumes = known.is_file() and json.loads(known.read_text()) == stamp
@@ -136,7 +135,7 @@ def _chunk(reader: ShardReader, teacher: Teacher, samples: npt.NDArray[np.int64]
 def _half(found: Features) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
     with np.errstate(over="ignore"):
         rows = found.astype(np.float16)
-    return rows, np.isfinite(rows).all(axis=1)
+    return rows, np.asarray(np.isfinite(rows).all(axis=1))
 
 
 def _frames(reader: ShardReader, teacher: Teacher, i: int) -> Frames:
@@ -145,8 +144,8 @@ def _frames(reader: ShardReader, teacher: Teacher, i: int) -> Frames:
     if reader.manifest.kind == "image":
         return decode_image(reader.member(i, IMAGE), where)[None]
     total = reader.manifest.frames
-    frames = decode_clip(reader.member(i, CLIP), where, teacher.indices(total))
     wanted = teacher.indices(total)
+    frames = decode_clip(reader.member(i, CLIP), where, wanted)
     if len(frames) != (total if wanted is None else len(wanted)):
         raise MediaError(where, f"holds {len(frames)} frames", allowed=f"{total} frames")
     return frames

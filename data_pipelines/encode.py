@@ -15,6 +15,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import numpy.typing as npt
+from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 Frames = npt.NDArray[np.uint8]
@@ -53,7 +54,7 @@ def encode_clip(frames: Frames, fps: Fraction, settings: HevcSettings) -> bytes:
 
 
 def _hevc_stream(
-    container: av.container.OutputContainer,
+    container: OutputContainer,
     frames: Frames,
     fps: Fraction,
     settings: HevcSettings,

@@ -1,6 +1,7 @@
 """Still frames of clips as an image source: JPEG payloads with the same sample schema.
 
-Frames lie at the middles of equal parts of the clip. Raises MediaError where a clip does not decode.
+Frames lie at the middles of equal parts of the clip. Raises MediaError where a clip does not
+decode.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import av
 
+from data_pipelines.inventory.probe import video_stream
 from ovtrain.schema.errors import MediaError
 
 QUALITY = 92
@@ -26,10 +28,8 @@ def still_images(clip: bytes, frames: int, count: int) -> Iterator[tuple[int, by
     wanted = still_indices(frames, count)
     if not wanted:
         return
-    with av.open(io.BytesIO(clip)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        for index, frame in enumerate(container.decode(stream)):
+    with av.open(io.BytesIO(clip), "r") as container:
+        for index, frame in enumerate(container.decode(video_stream(container, "clip"))):
             if index in wanted:
                 buffer = io.BytesIO()
                 frame.to_image().save(buffer, "JPEG", quality=QUALITY)

@@ -1,8 +1,8 @@
 """The 16 motion classes of the generated clips, as offsets of a sprite's pose over time.
 
-A pose is (x, y, angle, log scale): pixels with y downwards, radians clockwise. Every motion is drawn
-freely and then shifted so that its offset at the middle frame is zero: the state at the middle is
-drawn before and without the class, so the middle frame cannot tell it.
+A pose is (x, y, angle, log scale): pixels with y downwards, radians clockwise. Every motion is
+drawn freely and then shifted so that its offset at the middle frame is zero: the state at the
+middle is drawn before and without the class, so the middle frame cannot tell it.
 
 Six classes need pixels (spins, the shakes pair, the order pair); positions tell the others.
 
@@ -32,11 +32,12 @@ def _offsets(u: npt.NDArray[np.float64], **columns: npt.NDArray[np.float64]) -> 
 
 
 def _sweep(dx: int, dy: int) -> Draw:
-    """Monotonic travel of 30 to 50 pixels; a random bend keeps the middle off the half way."""
+    """Monotonic travel of 30 to 50 pixels, faster at one end: the middle is not half way."""
 
     def draw(rng: np.random.Generator, u: npt.NDArray[np.float64], unit: float) -> Offsets:
         travel = rng.uniform(30, 50) * unit
-        path = travel * (u + rng.uniform(-0.9, 0.9) * u * (1 - u))
+        bend = np.exp(rng.uniform(-2, 2))
+        path = travel * u / (u + bend * (1 - u))
         return _offsets(u, x=dx * path, y=dy * path)
 
     return draw

@@ -96,7 +96,9 @@ def prepare(folder: Path, out: Path, config: PrepareConfig, timeout_s: float = T
         raise _nothing_left(folder, outcome)
     if "image" not in kinds and (out / "image" / MANIFEST).exists():
         shutil.rmtree(out / "image")  # of an earlier run with images
-    samples = {kind: _write_shards(out, kind, staged, config, outcome) for kind in kinds}
+    samples: dict[Kind, int] = {
+        kind: _write_shards(out, kind, staged, config, outcome) for kind in kinds
+    }
     panels = write_panels(out / "video", out / "panels", PANELS, panel_budget(config))
     summary = _summary(outcome, names, samples, time.perf_counter() - began)
     write_json(out / "summary.json", {**summary, "panels": panels})

@@ -6,12 +6,10 @@ holds the file's state and the configuration, so a changed file or setting is ne
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import tarfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,12 +50,17 @@ class FileReport:
     passed_through: int = 0
     transcoded: int = 0
     resampled: int = 0
-    origins: Counter[str] = field(default_factory=Counter[str])
-    seconds: Counter[str] = field(default_factory=Counter[str])
+    origins: dict[str, int] = field(default_factory=dict[str, int])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     def add(self, other: FileReport) -> None:
         for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+            mine = getattr(self, name)
+            if isinstance(value, dict):
+                for key, number in value.items():
+                    mine[key] = mine.get(key, 0) + number
+            else:
+                setattr(self, name, mine + value)
 
 
 def unique_keys(names: Sequence[str]) -> list[str]:
@@ -83,24 +86,26 @@ def staged_path(work: Path, key: str, media: Path, config: PrepareConfig) -> Pat
 
 def prepare_file(task: FileTask) -> None:
     """Make all samples of one file and write them to ``task.out``. Raises MediaError."""
-    report, samples = FileReport(), []
+    report, samples = FileReport(), list[Sample]()
     began = time.perf_counter()
     for number, clip in enumerate(cut_clips(task.folder, task.record, task.config)):
-        report.seconds["clip"] += time.perf_counter() - began
+        report.add(FileReport(seconds={"clip": time.perf_counter() - began}))
         key = f"{task.key}-c{number}" if task.config.clips_per_video > 1 else task.key
-        samples += _clip_samples(task, key, clip, report)
+        made, part = _clip_samples(task, key, clip)
+        samples += made
+        report.add(part)
         began = time.perf_counter()
     summary = json.dumps(asdict(report)).encode()
     with atomic_open(task.out) as handle:
         write_tar(handle, [*samples, (task.key, {REPORT: summary})])
 
 
-def _clip_samples(task: FileTask, key: str, clip: Clip, report: FileReport) -> list[Sample]:
-    config, name = task.config, Path(task.record.path).name
+def _clip_samples(task: FileTask, key: str, clip: Clip) -> tuple[list[Sample], FileReport]:
+    config = task.config
     grid = PatchGrid.from_pixels(config.frames, config.size, config.size, config.patch)
     began = time.perf_counter()
     scored = score_clip(clip, grid, config.energy)
-    report.seconds["energy"] += time.perf_counter() - began
+    scored_at = time.perf_counter()
     meta = SampleMeta(
         key=key,
         kind="video",
@@ -110,22 +115,22 @@ def _clip_samples(task: FileTask, key: str, clip: Clip, report: FileReport) -> l
         width=config.size,
         fps=clip.fps,
         origin=scored.origin,
-        media=name,
+        media=Path(task.record.path).name,
         start=clip.start,
     )
     members = {CLIP: clip.payload, ENERGY: scored.payload(), META: meta.to_json()}
-    samples: list[Sample] = [(key, members)]
-    began = time.perf_counter()
-    for frame, jpeg in still_images(clip.payload, config.frames, config.images_per_clip):
-        samples.append(_image_sample(meta, frame, jpeg))
-    report.seconds["images"] += time.perf_counter() - began
-    report.clips += 1
-    report.images += len(samples) - 1
-    report.passed_through += not clip.transcoded
-    report.transcoded += clip.transcoded
-    report.resampled += clip.resampled
-    report.origins[scored.origin] += 1
-    return samples
+    stills = still_images(clip.payload, config.frames, config.images_per_clip)
+    images = [_image_sample(meta, frame, jpeg) for frame, jpeg in stills]
+    report = FileReport(
+        clips=1,
+        images=len(images),
+        passed_through=int(not clip.transcoded),
+        transcoded=int(clip.transcoded),
+        resampled=int(clip.resampled),
+        origins={scored.origin: 1},
+        seconds={"energy": scored_at - began, "images": time.perf_counter() - scored_at},
+    )
+    return [(key, members), *images], report
 
 
 def _image_sample(clip: SampleMeta, frame: int, jpeg: bytes) -> Sample:
@@ -162,6 +167,5 @@ def read_samples(path: Path) -> Iterator[tuple[str, Mapping[str, bytes]]]:
 
 
 def parse_report(payload: bytes) -> FileReport:
-    value = json.load(io.BytesIO(payload))
-    counts = {name: Counter(value.pop(name)) for name in ("origins", "seconds")}
-    return FileReport(**value, **counts)
+    """The report that ``prepare_file`` left beside the samples."""
+    return FileReport(**json.loads(payload))

@@ -30,8 +30,8 @@ Planes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scene:
-    """State at the middle frame. poses (2, 4) and radii (2,) in the order of TONES; ``order`` paints
-    from back to front; pan (2,) pixels over the clip."""
+    """State at the middle frame. poses (2, 4) and radii (2,) in the order of TONES; ``order``
+    paints from back to front; pan (2,) pixels over the clip."""
 
     size: int
     family: int
@@ -108,9 +108,7 @@ def animate(scene: Scene, name: str, seed: tuple[int, ...], frames: int) -> list
     return tracks
 
 
-def _fitting(
-    scene: Scene, name: str, mover: int, rng: np.random.Generator, frames: int
-) -> Offsets:
+def _fitting(scene: Scene, name: str, mover: int, rng: np.random.Generator, frames: int) -> Offsets:
     """Motion offsets that keep the sprite in the picture and off the other; else the best try."""
     u = np.arange(frames) / max(frames - 1, 1)
     best, least = np.zeros((frames, 4)), np.inf
@@ -185,7 +183,9 @@ def _paint(canvas: Planes, scene: Scene, index: int, track: Track) -> None:
         _blend(canvas[t], patch, x, y)
 
 
-def _sample(look: Texture, state: npt.NDArray[np.float64], radius: float) -> tuple[Planes, int, int]:
+def _sample(
+    look: Texture, state: npt.NDArray[np.float64], radius: float
+) -> tuple[Planes, int, int]:
     """The sprite's (K, K, 4) pixels at a pose, and the picture coordinates of their corner."""
     x, y, angle, log_scale = state[:4]
     reach = radius * float(np.exp(log_scale))

@@ -1,8 +1,8 @@
 """Clip bytes -> codec signals -> energy per patch, stored beside the clip.
 
-Result: uint16 (T, size / p, size / p), 65,535 = 1.0 (``ovtrain.codec.energy``), and the origin of the
-signals. Exact signals of a clip that was transcoded are those of the transcode, and say so. Raises
-CodecError, and MediaError where the clip's own bitstream is damaged.
+Result: uint16 (T, size / p, size / p), 65,535 = 1.0 (``ovtrain.codec.energy``), and the origin of
+the signals. Exact signals of a clip that was transcoded are those of the transcode, and say so.
+Raises CodecError, and MediaError where the clip's own bitstream is damaged.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ Texture = npt.NDArray[np.uint8]
 def _texel_grid() -> tuple[Array, Array]:
     line = (np.arange(TEXELS, dtype=np.float32) + 0.5) / TEXELS * (2 * EXTENT) - EXTENT
     y, x = np.meshgrid(line, line, indexing="ij")
-    return x, y
+    return x.astype(np.float32), y.astype(np.float32)
 
 
 _X, _Y = _texel_grid()

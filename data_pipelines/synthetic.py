@@ -126,9 +126,7 @@ def _remove_clips(out: Path, keep: set[Path]) -> None:
                 path.unlink()
 
 
-def _run(
-    work: partial[None], tasks: list[tuple[str, int, int]], workers: int
-) -> Iterator[int]:
+def _run(work: partial[None], tasks: list[tuple[str, int, int]], workers: int) -> Iterator[int]:
     """Do ``tasks``, in processes of their own where ``workers`` > 1; yield how many are done."""
     if workers <= 1 or len(tasks) < 8:
         for done, task in enumerate(tasks, 1):

@@ -1,7 +1,7 @@
 """Cut clips of T consecutive frames at seeded places and bring them to one codec, GOP and size.
 
-Frames are turned upright, their short side is scaled to ``size``, the centre is cropped, and the clip
-is encoded with the paper's HEVC settings. A file that is such a clip already passes through
+Frames are turned upright, their short side is scaled to ``size``, the centre is cropped, and the
+clip is encoded with the paper's HEVC settings. A file that is such a clip already passes through
 unchanged. A video of fewer than T but at least MIN_FRAMES frames gives a clip of T frames sampled
 uniformly (nearest index) and is marked ``resampled``.
 
@@ -19,11 +19,12 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import InvalidDataError
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from data_pipelines.encode import Frames, HevcSettings, encode_clip
-from data_pipelines.inventory.probe import VideoRecord
+from data_pipelines.inventory.probe import VideoRecord, video_stream
 from ovtrain.config.prepare import PrepareConfig
 from ovtrain.schema.errors import ConfigError, MediaError
 from ovtrain.schema.sample import key_hash
@@ -106,14 +107,13 @@ def read_frames(path: Path, start: int, count: int, fps: float, size: int) -> Fr
     normalise = Normaliser(size)
     frames: list[Frames] = []
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+        stream = video_stream(container, path.name)
         try:
             for frame in _frames_from(container, stream, start, fps):
                 frames.append(normalise(frame, stream.sample_aspect_ratio))
                 if len(frames) == count:
                     break
-        except av.error.InvalidDataError:
+        except InvalidDataError:
             pass  # the caller sees how many frames there are and says so
     return np.stack(frames) if frames else np.empty((0, size * 3 // 2, size), np.uint8)
 
@@ -155,7 +155,7 @@ class Normaliser:
             threads=1,
         )
         turns = round(frame.rotation / 90) % 4
-        return self._upright(scaled.to_ndarray(), width, height, turns)
+        return self._upright(np.asarray(scaled.to_ndarray(), np.uint8), width, height, turns)
 
     def _upright(self, i420: Frames, width: int, height: int, turns: int) -> Frames:
         """Crop the centre of each plane, turn it counterclockwise, and pack I420 again."""

@@ -67,8 +67,8 @@ def _read_clip(
 
 def decode_rgb(clip: bytes) -> Pictures:
     """(T, H, W, 3) frames of an MP4 in memory."""
-    with av.open(io.BytesIO(clip)) as container:
-        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    with av.open(io.BytesIO(clip), "r") as container:
+        return np.stack([np.asarray(f.to_image()) for f in container.decode(video=0)])
 
 
 def draw_page(

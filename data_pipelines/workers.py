@@ -1,8 +1,8 @@
 """Processes that survive what media files do to decoders: crashes and hangs cost one file.
 
 Each worker handles one task at a time, so a death or a timeout is the fault of a known task; the
-worker is replaced and the run goes on. ``concurrent.futures`` cannot do this: one dead worker breaks
-its whole pool without telling whose fault it was.
+worker is replaced and the run goes on. ``concurrent.futures`` cannot do this: one dead worker
+breaks its whole pool without telling whose fault it was.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -17,15 +18,21 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-import av
+from av.error import FFmpegError
 
 from ovtrain.schema.errors import OvtrainError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-BAD_FILE = (OvtrainError, av.FFmpegError, OSError, EOFError)
+BAD_FILE = (OvtrainError, FFmpegError, OSError, EOFError)
 """What a bad file may raise. Anything else is a defect: its traceback ends the worker."""
+MAX_DEATHS = 5
+"""Workers that may die one after the other before the fault is ours and the run stops."""
+
+
+class WorkerError(RuntimeError):
+    """Worker after worker dies: a defect or a lack of memory, not a bad file."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Workers(Generic[Task, Result]):
         self._work, self._count, self._timeout = work, max(workers, 1), timeout_s
         self._context = get_context("spawn")
         self._workers: list[_Worker] = []
+        self._deaths = 0
 
     def __enter__(self) -> Workers[Task, Result]:
         return self
@@ -104,7 +112,10 @@ class Workers(Generic[Task, Result]):
         return _Worker(process, ours)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result | Failure]]:
-        """Yield (index of the task, its result or Failure) as tasks end, in any order."""
+        """Yield (index of the task, its result or Failure) as tasks end, in any order.
+
+        Raises WorkerError when worker after worker dies.
+        """
         left = iter(range(len(tasks)))
         while len(self._workers) < min(self._count, len(tasks)):
             self._workers.append(self._start())
@@ -127,10 +138,8 @@ class Workers(Generic[Task, Result]):
         if worker.task < 0:
             return False
         worker.deadline = time.monotonic() + self._timeout
-        try:
+        with suppress(BrokenPipeError):  # it died while idle: reading from it reports that
             worker.connection.send(tasks[worker.task])
-        except BrokenPipeError:
-            pass  # it died while idle: reading from it reports that
         return True
 
     def _receive(self, worker: _Worker, answered: bool) -> Result | Failure:
@@ -138,12 +147,18 @@ class Workers(Generic[Task, Result]):
             worker.stop()
             return Failure(f"timed out (more than {self._timeout:g} s)")
         try:
-            return worker.connection.recv()
+            answer = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join(5)
             code = worker.process.exitcode
             worker.stop()
+            self._deaths += 1
+            if self._deaths == MAX_DEATHS:
+                found = f"{MAX_DEATHS} worker processes died one after the other"
+                raise WorkerError(f"{found}, the last with exit code {code}") from None
             return Failure(f"worker process died (exit code {code})")
+        self._deaths = 0
+        return answer
 
     def _revive(self, worker: _Worker) -> _Worker:
         """The worker itself, or a fresh one in its place when it was stopped."""

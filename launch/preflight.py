@@ -1,7 +1,7 @@
 """Checks before a process starts, without torch; all problems at once.
 
-Config problems are always fatal. Data problems (a manifest, a tar, labels or a checkpoint that is not
-there, or does not match) may be tolerated in a dry run, on a machine that does not hold the data.
+Config problems are always fatal. Data problems (a manifest, a tar, labels or a checkpoint that
+is absent or does not match) may be tolerated in a dry run, on a machine without the data.
 """
 
 from __future__ import annotations
@@ -101,5 +101,5 @@ def _check_labels(source: SourceConfig, manifest: ShardManifest, found: Findings
 def _check_start(init_from: str, found: Findings) -> None:
     if init_from and not Path(init_from).is_dir():
         found.data.append(
-            f"run.init_from={init_from}: no such run directory or checkpoint; train that stage first"
+            f"run.init_from={init_from}: no such run or checkpoint; train that stage first"
         )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -110,7 +110,7 @@ def _note(outcome: Outcome, line: str) -> None:
 
 
 @contextmanager
-def _forwarding(child: subprocess.Popen[str]) -> Iterator[list[int]]:
+def _forwarding(child: subprocess.Popen[str]) -> Generator[list[int]]:
     """Pass signals on to the child's group. torchrun ends its ranks itself, after a grace time."""
     received: list[int] = []
 

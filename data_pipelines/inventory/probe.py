@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from ovtrain.schema.errors import MediaError
@@ -54,15 +56,22 @@ def probe(folder: Path, name: str) -> VideoRecord:
     try:
         with av.open(str(path)) as container:
             return _record(container, path, name)
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise MediaError(name, f"unreadable ({error.strerror})") from error
 
 
-def _record(container: InputContainer, path: Path, name: str) -> VideoRecord:
-    if not container.streams.video:
+def video_stream(container: InputContainer, name: str) -> VideoStream:
+    """The track FFmpeg thinks best, single-threaded. Raises MediaError where there is none."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
         raise MediaError(name, "no video track")
-    stream = container.streams.video[0]
+    # Parallelism is over files, not inside one.
     stream.codec_context.thread_count = 1
+    return stream
+
+
+def _record(container: InputContainer, path: Path, name: str) -> VideoRecord:
+    stream = video_stream(container, name)
     size = path.stat().st_size
     keys, times = _walk(container, stream) if size <= SCAN_BYTES else ([], [])
     frame = _first_frame(path, name)
@@ -103,9 +112,7 @@ def _walk(container: InputContainer, stream: VideoStream) -> tuple[list[int], li
 def _first_frame(path: Path, name: str) -> av.VideoFrame:
     # A fresh container: raw streams cannot be rewound after the packet walk.
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        for frame in container.decode(stream):
+        for frame in container.decode(video_stream(container, name)):
             return frame
     raise MediaError(name, "no decodable frame")
 
@@ -120,7 +127,7 @@ def _gop(keys: Sequence[int], packets: int) -> int:
     """Key-frame distance; a single key frame means one GOP of the whole length."""
     if not keys or keys[0] != 0:
         return 0
-    gaps = {b - a for a, b in zip(keys, keys[1:], strict=False)}
+    gaps = {b - a for a, b in pairwise(keys)}
     return packets if not gaps else gaps.pop() if len(gaps) == 1 else 0
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ovtrain.schema.errors import MediaError
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .m2ts .3gp .ogv "
-    ".h265 .265 .hevc .h264 .264 .jsv .ivf".split()
-)
+CONTAINERS = "mp4|m4v|mov|mkv|webm|avi|wmv|flv|mpg|mpeg|ts|m2ts|3gp|ogv|ivf"
+RAW_STREAMS = "h265|265|hevc|h264|264|jsv"
+VIDEO_NAME = re.compile(rf".*\.({CONTAINERS}|{RAW_STREAMS})", re.IGNORECASE)
 
 
 def scan(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Path]]:
@@ -19,7 +19,7 @@ def scan(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Pa
     Hidden files and the folder ``exclude`` are left out. Raises MediaError where the folder is
     missing or holds no video.
     """
-    fix = "name a folder that holds video files, or make one with `ovtrain data synthetic`"
+    fix = "name a folder of videos or make one with `python -m data_pipelines.synthetic --out DIR`"
     if not folder.is_dir():
         raise MediaError(str(folder), "no such folder", fix=fix)
     hidden = exclude.resolve() if exclude else None
@@ -31,7 +31,7 @@ def scan(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Pa
         for name in names:
             if name.startswith("."):
                 continue
-            kind = videos if Path(name).suffix.lower() in VIDEO_SUFFIXES else others
+            kind = videos if VIDEO_NAME.fullmatch(name) else others
             kind.append((here / name).relative_to(folder))
     if not videos:
         raise MediaError(str(folder), f"no video among {len(others)} files", fix=fix)

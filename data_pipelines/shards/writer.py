@@ -35,7 +35,10 @@ def write_tar(handle: IO[bytes], samples: list[Sample]) -> None:
 
 
 def index_tar(path: Path, kind: Kind) -> ShardIndex:
-    """Keys, offsets and sizes as they lie in a tar. Raises ManifestError on an incomplete sample."""
+    """Keys, offsets and sizes as they lie in a tar.
+
+    Raises ManifestError on an incomplete sample.
+    """
     places: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(path, mode="r:") as tar:
@@ -71,7 +74,8 @@ class ShardWriter:
         patch: int,
         samples_per_shard: int,
     ) -> None:
-        self._folder, self._kind, self._source = folder, kind, source
+        self._folder, self._source = folder, source
+        self._kind: Kind = kind
         self._frames, self._size, self._patch = frames, size, patch
         self._limit = samples_per_shard
         self._pending: list[Sample] = []

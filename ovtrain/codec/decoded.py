@@ -103,7 +103,8 @@ class LumaReader:
                         yield frame, ok and not frame.is_corrupt
                         ok = True
         except av.error.FFmpegError as error:
-            raise MediaError(self.where, f"cannot be read to its end ({error})", fix=FIX) from error
+            found = f"cannot be read to its end ({_reason(error)})"
+            raise MediaError(self.where, found, fix=FIX) from error
 
     def _frame(self, frame: VideoFrame, number: int, ok: bool) -> DecodedFrame:
         if (frame.height, frame.width) != (self.height, self.width):
@@ -129,12 +130,17 @@ class LumaReader:
         self._container.close()
 
 
+def _reason(error: OSError | av.error.FFmpegError) -> str:
+    """The message alone; str() of these puts an error number and the file name around it."""
+    return str(error.strerror or error)
+
+
 def _open(media: Media, where: str) -> InputContainer:
     file = io.BytesIO(media) if isinstance(media, bytes) else media
     try:
         return av.open(file, "r", metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(where, f"is not a readable video ({error})", fix=FIX) from error
+        raise MediaError(where, f"is not a readable video ({_reason(error)})", fix=FIX) from error
 
 
 def _video_stream(container: InputContainer, where: str) -> VideoStream:

@@ -15,7 +15,8 @@ from ovtrain.config.prepare import PrepareConfig
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """``seeds`` training seeds count up from ``seed``; ``control`` trains once on shuffled labels."""
+    """``seeds``: number of training runs, seeded from ``seed`` on; ``control``: one more on
+    shuffled labels."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     video_clusters: ClusterConfig = field(default_factory=ClusterConfig)

@@ -69,10 +69,10 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def watch(
-    folder: Path, follow: bool = False, interval: float = 5.0, to: TextIO | None = None
+    folder: Path, follow: bool = False, interval: float = 5.0, stream: TextIO | None = None
 ) -> None:
     """Print the view once, or again every ``interval`` seconds until interrupted."""
-    to = sys.stdout if to is None else to
+    to = sys.stdout if stream is None else stream
     while True:
         lines: list[str] = []
         for run in runs_below(folder):

@@ -93,7 +93,9 @@ def _histogram(title: str, bins: Any, x_label: str) -> str:
 def skipped_section(out: Path) -> Section:
     """Files left out, by reason and by name, over every skipped.jsonl and quarantine file."""
     title = "Skipped files"
-    logs = [*out.glob("**/skipped.jsonl"), *out.glob("**/quarantine-*.jsonl")]
+    merged = out / "skipped.jsonl"  # the demo's own list of all stages' skips
+    logs = [merged] if merged.is_file() else [*out.glob("**/skipped.jsonl")]
+    logs += out.glob("**/quarantine-*.jsonl")
     rows = [row for path in sorted(logs) for row in read_rows(path)]
     if not logs:
         return Section(title, absent("No skipped.jsonl here: no stage that skips files has run."))

@@ -66,7 +66,8 @@ svg{display:block;width:100%;height:auto;max-width:640px;font-family:inherit}
 .failed{color:#b91c1c;font-weight:600}
 details{margin:8px 0}summary{cursor:pointer;color:var(--soft)}
 #tip{position:fixed;pointer-events:none;background:#fff;border:1px solid var(--faint);
-border-radius:4px;padding:4px 8px;font-size:12px;display:none;z-index:3;box-shadow:0 2px 8px #0f172a22}
+border-radius:4px;padding:4px 8px;font-size:12px;display:none;z-index:3;
+box-shadow:0 2px 8px #0f172a22}
 footer{color:var(--soft);font-size:12px;padding:26px 0}
 @media print{nav{display:none}h2{break-after:avoid}figure{break-inside:avoid}}
 """

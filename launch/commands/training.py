@@ -1,0 +1,102 @@
+"""train, plan, probe, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launch.commands.options import (
+    load_training,
+    nproc_option,
+    overrides,
+    run_job,
+    write_resolved,
+)
+
+
+@click.command()
+@click.argument("config")
+@overrides
+@nproc_option
+@click.option("--dry-run", is_flag=True, help="Print config, plan and preflight; start nothing.")
+@click.option(
+    "--allow-missing-data", is_flag=True, help="With --dry-run: data that is not here is a warning."
+)
+def train(
+    config: str, overrides: tuple[str, ...], nproc: int, dry_run: bool, allow_missing_data: bool
+) -> int:
+    """Train CONFIG on this machine.
+
+    CONFIG is a path or a shipped name. The same command resumes an interrupted run."""
+    from launch.local import run_training
+    from launch.preflight import preflight
+
+    if allow_missing_data and not dry_run:
+        raise click.UsageError("--allow-missing-data needs --dry-run")
+    resolved = load_training(config, overrides)
+    if dry_run:
+        return _dry_run(config, overrides, nproc, allow_missing_data)
+    preflight(resolved, nproc).check(config)
+    out = Path(resolved.run.out)
+    return run_training(write_resolved(resolved, out / "launch.yaml"), out, nproc)
+
+
+def _dry_run(name: str, overrides: tuple[str, ...], nproc: int, allow_missing_data: bool) -> int:
+    from launch.plan import make_plan, plan_lines
+    from launch.preflight import preflight
+    from ovtrain.config.load import to_yaml
+
+    config = load_training(name, overrides)
+    found = preflight(config, nproc)
+    click.echo(to_yaml(config))
+    if not found.config:
+        click.echo("\n".join(plan_lines(config, make_plan(config, nproc))))
+    for note in found.notes:
+        click.echo(f"preflight    {note}")
+    if allow_missing_data:
+        for problem in found.data:
+            click.echo(f"not found yet  {problem}", err=True)
+    found.check(name, allow_missing_data=allow_missing_data)
+    sound = "preflight    sound" if not found.data else "preflight    config sound, data missing"
+    click.echo(sound)
+    return 0
+
+
+@click.command()
+@click.argument("config")
+@overrides
+@nproc_option
+def plan(config: str, overrides: tuple[str, ...], nproc: int) -> int:
+    """Print what training CONFIG costs.
+
+    Parameters, tokens and FLOPs per step, head rows per rank."""
+    from launch.plan import make_plan, plan_lines
+    from ovtrain.config.validate import validate
+
+    resolved = load_training(config, overrides)
+    validate(resolved, config)
+    click.echo("\n".join(plan_lines(resolved, make_plan(resolved, nproc))))
+    return 0
+
+
+@click.command()
+@click.argument("config")
+@overrides
+def probe(config: str, overrides: tuple[str, ...]) -> int:
+    """Probe frozen encoders on labelled clips."""
+    from ovtrain.config.load import checked, find_config, load
+    from ovtrain.config.probe import ProbeConfig
+
+    resolved = load(ProbeConfig, find_config(config), overrides)
+    checked(config, resolved)
+    path = write_resolved(resolved, Path(resolved.out) / "probe.yaml")
+    return run_job("ovtrain.eval.probe", [str(path)])
+
+
+@click.command()
+@click.argument("run")
+@click.option("--to", required=True, help="Folder for the transformers-loadable model.")
+def export(run: str, to: str) -> int:
+    """Write a run's encoder for transformers."""
+    return run_job("ovtrain.export.hf", [run, "--to", to])

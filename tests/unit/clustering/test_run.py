@@ -1,0 +1,113 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clustering.quality import purity
+from clustering.run import main
+from ovtrain.data.shards import ShardReader
+from ovtrain.schema.labels import CentroidStore, FeatureStore, LabelStore
+from ovtrain.schema.sample import key_hash
+from tests.unit.clustering.shapes import encode, moving_square, travel, write_shard
+
+SETTINGS = ["clusters=4", "top=2"]
+
+
+@pytest.fixture(scope="module")
+def out(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    assert main([str(shards), "--out", str(folder), *SETTINGS]) == 0
+    return folder
+
+
+def test_labels_of_clips_follow_their_motion(out, shards, tmp_path):
+    reader = ShardReader(shards)
+    labels = LabelStore.read(out / "labels", reader.manifest.fingerprint)
+    assert (np.diff(labels.offsets) == 2).all()
+    ways = sorted({key.split("-")[2] for key in reader.keys})
+    known = {key: ways.index(key.split("-")[2]) for key in reader.keys}
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": ways, "labels": known}))
+    assert purity(labels, reader, path)["purity"] > 0.7
+
+
+def test_every_output_is_there(out):
+    assert len(FeatureStore.read(out / "features").keys) == 24
+    assert CentroidStore.read(out / "centroids").centroids.shape[0] == 4
+    about = json.loads((out / "quality.json").read_text())
+    assert (about["samples"], about["clusters"], about["without_labels"]) == (24, 4, 0)
+    assert (out / "skipped.jsonl").read_text() == ""
+
+
+def test_stages_run_again_only_when_something_changed(out, shards, capsys):
+    arguments = [str(shards), "--out", str(out)]
+    assert main([*arguments, *SETTINGS]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 3
+    assert main([*arguments, "clusters=4", "top=3"]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 2
+    assert main([*arguments, "clusters=3", "top=2"]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 1
+    assert main([*arguments, *SETTINGS]) == 0
+    (out / "labels" / "store.json").unlink()
+    capsys.readouterr()
+    assert main([*arguments, *SETTINGS]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 2
+
+
+def test_held_out_samples_get_labels_of_given_centers(out, shards, tmp_path):
+    payloads = {f"h{i}": encode(moving_square(travel(40, 0), seed=90 + i)) for i in range(3)}
+    held = write_shard(tmp_path / "held", "video", payloads)
+    centers = str(out / "centroids")
+    arguments = [str(held), "--out", str(tmp_path / "o"), "--centroids", centers, *SETTINGS]
+    assert main(arguments) == 0
+    assert not (tmp_path / "o" / "centroids").exists()
+    labels = LabelStore.read(tmp_path / "o" / "labels", ShardReader(held).manifest.fingerprint)
+    trained = LabelStore.read(out / "labels")
+    rights = [k for k in ShardReader(shards).keys if k.endswith("right")]
+    usual = {int(trained.lookup(h)[0]) for h in key_hash(rights)}
+    assert {int(labels.lookup(h)[0]) for h in key_hash(list(payloads))} <= usual
+
+
+def test_a_bad_sample_is_listed_and_has_no_label(damaged, tmp_path):
+    assert main([str(damaged), "--out", str(tmp_path), *SETTINGS]) == 0
+    (entry,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert entry["file"] == "video-000000.tar/clip-01-left"
+    labels = LabelStore.read(tmp_path / "labels")
+    assert len(labels.keys) == 24
+    assert len(labels.lookup(key_hash(["clip-01-left"])[0])) == 0
+
+
+def test_images_are_clustered_too(tmp_path):
+    from tests.helpers.shards import write_shards
+
+    write_shards(tmp_path / "s", "image", 12, size=28)
+    assert main([str(tmp_path / "s"), "--out", str(tmp_path / "o"), "clusters=3", "top=2"]) == 0
+    assert len(LabelStore.read(tmp_path / "o" / "labels").ids) == 24
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["clusters=400000"], "24 samples.*clusters=6"),
+        (["clusters=3", "top=9"], "top=9 exceeds clusters=3"),
+        (["cluster=3"], "unknown key 'cluster'"),
+        (["teacher=clip"], "needs teacher_dir"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_status_2(shards, tmp_path, capsys, overrides, said):
+    assert main([str(shards), "--out", str(tmp_path), *overrides]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(said, error)
+    assert not (tmp_path / "features").exists()
+
+
+def test_module_prints_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "clustering.run", str(tmp_path), "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,110 @@
+"""Inventory records and the cutting of clips."""
+
+import io
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data_pipelines.inventory.probe import probe
+from data_pipelines.transcode import clip_starts, cut_clips, passes_through, read_frames
+from ovtrain.schema.errors import MediaError
+
+from .conftest import PREPARE, write_h264
+
+
+def test_the_record_tells_what_the_file_is(tmp_path: Path):
+    write_h264(tmp_path / "a.mp4", frames=30, rotation=90)
+    record = asdict(probe(tmp_path, "a.mp4"))
+    assert record | {"bytes": 0} == {
+        "path": "a.mp4",
+        "bytes": 0,
+        "codec": "h264",
+        "pix_fmt": "yuv420p",
+        "width": 160,
+        "height": 96,
+        "fps": 25.0,
+        "frames": 30,
+        "duration": 1.2,
+        "gop": 30,
+        "reordered": False,
+        "rotation": 90,
+        "video_tracks": 1,
+        "audio_tracks": 0,
+    }
+
+
+def test_a_file_without_video_is_a_media_error(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"x" * 1000)
+    with pytest.raises(MediaError, match="unreadable"):
+        probe(tmp_path, "a.mp4")
+
+
+def test_a_clip_holds_the_frames_from_its_start(tmp_path: Path):
+    write_h264(tmp_path / "a.mp4", frames=100)
+    levels = read_frames(tmp_path / "a.mp4", 37, 8, 25.0, 96)[:, 10, 10].astype(int)
+    # Limited range: grey level g is luma 16 + g * 219 / 255.
+    expected = 16 + 2 * np.arange(37, 45) * 219 / 255
+    assert np.abs(levels - expected).max() < 2
+
+
+def test_a_late_clip_is_reached_by_seeking_to_the_same_frames(tmp_path: Path, monkeypatch):
+    write_h264(tmp_path / "a.mp4", frames=120)
+    decoded = read_frames(tmp_path / "a.mp4", 70, 8, 25.0, 96)
+    monkeypatch.setattr("data_pipelines.transcode.SEEK_FRAMES", 10)
+    assert np.array_equal(read_frames(tmp_path / "a.mp4", 70, 8, 25.0, 96), decoded)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "dark"), [(0, "left"), (90, "bottom"), (180, "right"), (-90, "top")]
+)
+def test_rotation_metadata_turns_the_picture_upright(tmp_path: Path, rotation: int, dark: str):
+    write_h264(tmp_path / "a.mp4", frames=8, rotation=rotation)
+    luma = read_frames(tmp_path / "a.mp4", 0, 8, 25.0, 96)[0, :96].astype(int)
+    sides = {
+        "left": luma[:, :30],
+        "right": luma[:, -30:],
+        "top": luma[:30],
+        "bottom": luma[-30:],
+    }
+    assert min(sides, key=lambda side: sides[side].mean()) == dark
+
+
+def test_clip_starts_are_seeded_distinct_and_inside(tmp_path: Path):
+    write_h264(tmp_path / "a.mp4", frames=50)
+    record = probe(tmp_path, "a.mp4")
+    config = replace(PREPARE, clips_per_video=5)
+    starts = clip_starts(record, config)
+    assert starts == clip_starts(record, config)
+    assert len(set(starts)) == 5
+    assert 0 <= min(starts) <= max(starts) <= 18
+    assert starts != clip_starts(record, replace(config, seed=1))
+
+
+def test_a_short_video_is_sampled_uniformly_onto_the_clip(tmp_path: Path):
+    write_h264(tmp_path / "a.mp4", frames=16)
+    (clip,) = cut_clips(tmp_path, probe(tmp_path, "a.mp4"), PREPARE)
+    assert (clip.transcoded, clip.resampled) == (True, True)
+    with av.open(io.BytesIO(clip.payload)) as container:
+        levels = [int(f.to_ndarray()[10, 10]) for f in container.decode(video=0)]
+    assert len(levels) == 32
+    assert abs(levels[-1] - (16 + 30 * 219 / 255)) < 3
+
+
+def test_only_files_that_need_nothing_pass_through(clips: Path):
+    record = probe(clips, "train/train-000000.mp4")
+    assert passes_through(record, PREPARE)
+    for change in (
+        {"codec": "h264"},
+        {"pix_fmt": "yuv420p10le"},
+        {"width": 128},
+        {"frames": 33},
+        {"gop": 16},
+        {"reordered": True},
+        {"reordered": None},
+        {"rotation": 90},
+        {"audio_tracks": 1},
+    ):
+        assert not passes_through(replace(record, **change), PREPARE), change
