@@ -18,6 +18,8 @@ from ovtrain.schema.labels import CentroidStore, FeatureStore
 MIN_PER_CENTER = 4
 MAX_PER_CENTER = 256
 REFILLS = 5
+RESTARTS, RESTARTS_UP_TO = 5, 1024
+"""Small problems take the best of so many starts; in large ones local optima matter little."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,6 +64,7 @@ def kmeans(
         niter=iterations,
         seed=seed,
         spherical=spherical,
+        nredo=RESTARTS if clusters <= RESTARTS_UP_TO else 1,
         min_points_per_centroid=1,
         max_points_per_centroid=MAX_PER_CENTER,
     )

@@ -36,7 +36,8 @@ def quality(found: Nearest, clusters: int) -> dict[str, Any]:
     sizes = np.bincount(found.ids[:, 0], minlength=clusters)
     first, last = found.distance[:, 0], found.distance[:, -1]
     margin = 1 - np.divide(first, last, out=np.ones_like(first), where=last > 0)
-    counts, edges = np.histogram(margin, bins=MARGIN_BINS, range=(0, 1))
+    edges = np.linspace(0, 1, MARGIN_BINS + 1)
+    counts, _ = np.histogram(margin, bins=edges)
     return {
         "samples": len(found.ids),
         "clusters": clusters,
@@ -70,26 +71,30 @@ def purity(labels: LabelStore, reader: ShardReader, classes_file: Path | str) ->
     """Share of samples whose class is the commonest of their nearest cluster.
 
     ``classes_file``: {"classes": [name], "labels": {file stem: class}}. Small clusters are pure by
-    chance, so the same number with classes permuted between samples stands beside it. Raises
-    LabelError when no sample is named in the file.
+    chance, and so are those that gather the frames of one file; the same number with the classes
+    permuted between files stands beside it. Raises LabelError when no sample is named in the file.
     """
     try:
         known: dict[str, int] = json.loads(Path(classes_file).read_text())["labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelError(str(classes_file), f"not a classes file ({error})") from error
-    pairs: list[tuple[int, int]] = []
+    stems: list[str] = []
+    owners: list[int] = []
     for i, key in enumerate(key_hash(reader.keys)):
         ids = labels.lookup(key)
         stem = Path(reader.meta(i).media).stem
         if len(ids) and stem in known:
-            pairs.append((int(ids[0]), known[stem]))
-    if not pairs:
+            stems.append(stem)
+            owners.append(int(ids[0]))
+    if not stems:
         raise LabelError(str(classes_file), "names none of the samples that have labels")
-    cluster, kind = np.array(pairs).T
+    files, file = np.unique(stems, return_inverse=True)
+    cluster, class_of = np.array(owners), np.array([known[stem] for stem in files.tolist()])
+    kind = class_of[file]
     rng = np.random.default_rng(0)
-    chance = [majority_share(cluster, rng.permutation(kind)) for _ in range(5)]
+    chance = [majority_share(cluster, rng.permutation(class_of)[file]) for _ in range(5)]
     return {
-        "samples": len(pairs),
+        "samples": len(stems),
         "purity": majority_share(cluster, kind),
         "purity_permuted": float(np.mean(chance)),
     }

@@ -74,7 +74,7 @@ def _features(job: Clustering, reader: ShardReader, say: Callable[[str], None]) 
         _write_skipped(job.out / SKIPPED, made.skipped)
         return f"{len(made.store.keys)} samples, {len(made.skipped)} skipped"
 
-    _stage(job.out, "features", stamp, [job.out / "features" / STORE], make, say)
+    _stage(job.out, "features", stamp, [job.out / "features" / STORE, job.out / SKIPPED], make, say)
     return stamp
 
 

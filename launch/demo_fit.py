@@ -71,7 +71,7 @@ def fit_training(config: TrainConfig, nproc: int) -> tuple[TrainConfig, str]:
     counts = ", ".join(
         f"{held} {source.name}" for source, held in zip(config.data.sources, samples, strict=True)
     )
-    note = f"Global batch {batch} instead of {asked}: there are {counts} samples."
+    note = f"Global batch {batch} instead of {asked} where there are {counts} samples."
     return replace(config, run=replace(config.run, global_batch=batch)), note
 
 

@@ -39,7 +39,7 @@ def print_summary(out: Path, records: Sequence[Record], notes: Sequence[str], re
     def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for name in head:
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for row in rows:
             table.add_row(*row)
         if rows:
@@ -57,7 +57,7 @@ def print_summary(out: Path, records: Sequence[Record], notes: Sequence[str], re
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
-PROBE_HEAD = ("probe", "encoder", "view", "tokens", "accuracy", "95 % interval")
+PROBE_HEAD = ("probe", "encoder", "view", "tokens", "accuracy", "95 %")
 
 
 def probe_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -68,7 +68,7 @@ def probe_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             str(row.get("view")),
             str(row.get("tokens")),
             _fixed(row.get("mean")),
-            f"{_fixed(row.get('low'))} - {_fixed(row.get('high'))}",
+            f"{_fixed(row.get('low'))}-{_fixed(row.get('high'))}",
         )
         for row in result.get("rows", [])
     ]

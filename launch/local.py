@@ -15,6 +15,7 @@ import click
 
 from launch.processes import ERROR, Outcome, run_process, torchrun_command, worker_env
 
+DEATH_SIGNAL = re.compile(r"Received \d+ death signal")
 LAUNCHER = re.compile(r"^(?:[EWI]\d{4} |Traceback \(most recent call last\))")
 
 
@@ -45,6 +46,7 @@ class Relay:
     def __call__(self, line: str) -> None:
         self._log.write(line + "\n")
         self._log.flush()
+        self._failed |= DEATH_SIGNAL.search(line) is not None
         if ERROR.match(line):
             self._failed = True
             return
@@ -59,5 +61,5 @@ def failure(outcome: Outcome, log: Path) -> str:
     if outcome.error:
         return f"error: {outcome.error}{rank}\n  log: {log}"
     if outcome.status > 128:
-        return f"stopped by signal {outcome.status - 128}; log: {log}"
+        return f"stopped by signal {outcome.status - 128}; the same command resumes; log: {log}"
     return f"error: the job ended with status {outcome.status}{rank}; log: {log}"

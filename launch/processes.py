@@ -20,6 +20,7 @@ from types import FrameType
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
+ROOT_CAUSE = "Root Cause"
 ROOT_EXIT = re.compile(r"^\s*exitcode\s*:\s*(?P<status>-?\d+)")
 ROOT_RANK = re.compile(r"^\s*rank\s*:\s*(?P<rank>\d+) ")
 KEPT_LINES = 20
@@ -27,11 +28,14 @@ KEPT_LINES = 20
 
 @dataclass
 class Outcome:
-    """How a child ended: its exit status, its ``error:`` text, the failing rank, its last lines."""
+    """How a child ended: its exit status, its ``error:`` text, its last lines; under torchrun the
+    first failing rank and that rank's status, read from the "Root Cause" part of its report."""
 
     status: int = 0
     error: str = ""
     rank: int | None = None
+    root_status: int | None = None
+    in_root_cause: bool = False
     last: deque[str] = field(default_factory=lambda: deque[str](maxlen=KEPT_LINES))
 
 
@@ -80,20 +84,17 @@ def run_process(
         start_new_session=True,
     )
     assert child.stdout is not None
-    root_status: int | None = None
     with _forwarding(child) as received:
         try:
             for line in child.stdout:
                 line = line.rstrip("\n")
                 _note(outcome, line)
-                if root_status is None and (found := ROOT_EXIT.match(line)):
-                    root_status = int(found["status"])
                 on_line(line)
             outcome.status = child.wait()
         finally:
             _end_group(child)
-    if outcome.status and root_status is not None:
-        outcome.status = root_status
+    if outcome.status and outcome.root_status is not None:
+        outcome.status = outcome.root_status
     if outcome.status < 0:
         outcome.status = 128 - outcome.status
     if received:
@@ -105,18 +106,25 @@ def _note(outcome: Outcome, line: str) -> None:
     outcome.last.append(line)
     if not outcome.error and (found := ERROR.match(line)):
         outcome.error = found["text"]
-    if outcome.rank is None and (found := ROOT_RANK.match(line)):
+    outcome.in_root_cause |= line.startswith(ROOT_CAUSE)
+    if outcome.in_root_cause and (found := ROOT_RANK.match(line)):
         outcome.rank = int(found["rank"])
+    if outcome.in_root_cause and (found := ROOT_EXIT.match(line)):
+        outcome.root_status = int(found["status"])
 
 
 @contextmanager
 def _forwarding(child: subprocess.Popen[str]) -> Generator[list[int]]:
-    """Pass signals on to the child's group. torchrun ends its ranks itself, after a grace time."""
+    """Pass signals on to the child's group. torchrun ends its ranks itself, after a grace time.
+
+    An interrupt goes on as SIGTERM, which training answers by saving first.
+    """
     received: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        _signal_group(child, signal.Signals(number))
+        polite = signal.SIGTERM if number == signal.SIGINT else signal.Signals(number)
+        _signal_group(child, polite)
 
     if threading.current_thread() is not threading.main_thread():
         yield received

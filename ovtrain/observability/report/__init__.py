@@ -82,11 +82,12 @@ def _tiles(out: Path, runs: list[Run]) -> list[tuple[str, str]]:
 
 
 def _headline(rows: list[Row]) -> list[Row]:
-    """The first probe's codec rows: trained, untrained, control."""
+    """Codec rows of the linear (else the first) probe: trained, untrained, control."""
     rows = [row for row in rows if isinstance(row.get("mean"), (int, float))]
     if not rows:
         return []
-    kind, view = rows[0].get("probe"), rows[0].get("view")
+    first = next((row for row in rows if row.get("probe") == "linear"), rows[0])
+    kind, view = first.get("probe"), first.get("view")
     return [row for row in rows if row.get("probe") == kind and row.get("view") == view][:3]
 
 

@@ -50,7 +50,7 @@ def number(value: float, digits: int = 3) -> str:
             return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
     if float(value).is_integer():
         return str(int(value))
-    return f"{value:.{digits}g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

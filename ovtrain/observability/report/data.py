@@ -12,7 +12,7 @@ from ovtrain.observability.history import Row, read_object, read_rows
 from ovtrain.observability.report.charts import histogram, number
 from ovtrain.observability.report.page import Section, absent, table
 
-MOST_PICTURES = 6
+MOST_PICTURES = 4
 SHOWN_SKIPS = 200
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -20,7 +20,7 @@ IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 def picture_section(out: Path) -> Section:
     """The paper's four-panel pages of a few clips, embedded."""
     title = "Clips and selected patches"
-    paths = sorted(out.glob("**/panels/*.png"))
+    paths = sorted(out.glob("**/panels/*.png"), key=lambda path: ("heldout" in str(path), path))
     if not paths:
         return Section(title, absent("No panels/*.png here: preparation has drawn no pictures."))
     chosen = paths[:MOST_PICTURES]
@@ -80,7 +80,7 @@ def _labels(name: str, quality: Row) -> str:
     head = [key for key, _ in facts]
     return (
         f"<h3>{escape(name)}</h3>{table(head, [row], numbers=range(len(head)))}"
-        f'<div class="columns">{charts}</div>'
+        f'<div class="columns dense">{charts}</div>'
     )
 
 
@@ -100,7 +100,7 @@ def skipped_section(out: Path) -> Section:
     if not logs:
         return Section(title, absent("No skipped.jsonl here: no stage that skips files has run."))
     if not rows:
-        return Section(title, f"<p>None: {len(logs)} logs, all empty.</p>")
+        return Section(title, "<p>None.</p>")
     reasons = Counter(str(row.get("reason", "no reason given")) for row in rows)
     by_reason = table(
         ("files", "reason"),
@@ -143,7 +143,12 @@ def timing_section(out: Path) -> Section:
     ]
     total = sum(float(stage.get("seconds", 0)) for stage in stages)
     rows.append(["<b>total</b>", "", f"<b>{total:.1f}</b>", "", ""])
-    return Section(title, table(("stage", "status", "seconds", "", "note"), rows, numbers=(2,)))
+    text = (
+        '<p class="sub">The seconds of a skipped (unchanged) stage are those of the run that made '
+        "its outputs.</p>"
+    )
+    head = ("stage", "status", "seconds", "", "note")
+    return Section(title, text + table(head, rows, numbers=(2,)))
 
 
 def _status(status: str) -> str:

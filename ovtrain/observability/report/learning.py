@@ -70,6 +70,7 @@ def color_of(encoder: str) -> str:
 
 
 def _table(rows: list[Row]) -> str:
+    noted = any(row.get("note") for row in rows)
     cells = [
         [
             escape(str(row.get("probe", ""))),
@@ -79,11 +80,12 @@ def _table(rows: list[Row]) -> str:
             _fixed(row.get("mean")),
             f"{_fixed(row.get('low'))} – {_fixed(row.get('high'))}",
             " ".join(_fixed(score) for score in row.get("scores", [])),
-            escape(str(row.get("note", ""))),
+            *([escape(str(row.get("note", "")))] if noted else []),
         ]
         for row in rows
     ]
-    head = ("probe", "encoder", "view", "tokens", "accuracy", "95 % interval", "seeds", "note")
+    head = ("probe", "encoder", "view", "tokens", "accuracy", "95 % interval", "seeds")
+    head += ("note",) if noted else ()
     strong = [i for i, row in enumerate(rows) if row.get("encoder") == "trained"]
     return table(head, cells, numbers=(3, 4, 5), strong=strong)
 

@@ -39,6 +39,7 @@ margin:16px 0 4px}
 .tile span{font-size:12px;color:var(--soft)}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));
 gap:14px 26px;align-items:start}
+.dense{grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),380px))}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px;min-width:50%}
 th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
