@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 EVERY = 15.0
 
@@ -21,8 +21,7 @@ class Display(Protocol):
 
 
 class PlainDisplay:
-    def __init__(self, to: TextIO | None = None) -> None:
-        self._to = sys.stdout if to is None else to
+    def __init__(self) -> None:
         self._shown = 0.0
 
     def start(self, stage: str) -> None:
@@ -38,7 +37,7 @@ class PlainDisplay:
         self._say(ended(stage, status, seconds))
 
     def _say(self, text: str) -> None:
-        print(text, file=self._to, flush=True)
+        print(text, flush=True)
 
 
 class LiveDisplay:

@@ -84,9 +84,9 @@ def run_process(
         start_new_session=True,
     )
     assert child.stdout is not None
-    with _forwarding(child) as received:
+    with _forwarding(child) as received, child.stdout as lines:
         try:
-            for line in child.stdout:
+            for line in lines:
                 line = line.rstrip("\n")
                 _note(outcome, line)
                 on_line(line)

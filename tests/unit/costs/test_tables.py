@@ -1,0 +1,72 @@
+"""The published tables come out of the formulas."""
+
+import pytest
+
+from ovtrain.config.model import PRESETS
+from ovtrain.costs import encoder, head, tokens
+
+
+@pytest.mark.parametrize(
+    ("preset", "whole", "pooling"),
+    [
+        ("base", 92_595_456, 7_086_336),
+        ("large", 315_509_760, 12_594_176),
+        ("huge", 650_110_720, 19_674_880),
+    ],
+)
+def test_parameters_equal_the_release(preset: str, whole: int, pooling: int):
+    assert encoder.parameters(PRESETS[preset]) == whole
+    assert encoder.pooling_parameters(PRESETS[preset]) == pooling
+
+
+@pytest.mark.parametrize(
+    ("n", "forward", "training", "share"),
+    [
+        (256, 0.1625, 0.487, 0.040),
+        (1024, 0.7271, 2.180, 0.142),
+        (2048, 1.6604, 4.979, 0.248),
+        (4096, 4.1453, 12.43, 0.398),
+    ],
+)
+def test_flops_of_the_large_encoder(n: int, forward: float, training: float, share: float):
+    large = PRESETS["large"]
+    # The table agrees with its own formula to 3.5e-4; the training column is the exact one.
+    assert encoder.forward_flops(large, n) / 1e12 == pytest.approx(forward, rel=5e-4)
+    assert encoder.training_flops(large, n) / 1e12 == pytest.approx(training, rel=6e-4)
+    assert encoder.attention_share(large, n) == pytest.approx(share, abs=5.1e-4)
+
+
+def test_whole_job_of_the_paper():
+    large = PRESETS["large"]
+    assert 13e9 * encoder.training_flops(large, 256) == pytest.approx(6.33e21, rel=2e-3)
+    stage2 = 2e9 * (encoder.training_flops(large, 2048) + encoder.training_flops(large, 1024))
+    assert stage2 == pytest.approx(1.43e22, rel=2e-3)
+
+
+def test_dense_head_of_two_million_classes_takes_32_8_gb():
+    parts = (head.weight_bytes, head.optimizer_bytes, head.dense_gradient_bytes)
+    assert sum(part(2_000_000, 1024) for part in parts) == pytest.approx(32.8e9, rel=2e-3)
+
+
+def test_head_step_of_128_ranks_takes_a_quarter_millisecond_of_math():
+    flops = head.step_flops(batch=16_384, sampled=200_000, width=1024, world_size=128)
+    assert flops / 600e12 == pytest.approx(0.26e-3, rel=0.02)
+
+
+def test_head_rows_cover_all_classes():
+    assert [head.rows_per_rank(10, world) for world in (1, 2, 3, 4)] == [10, 5, 4, 3]
+
+
+def test_video_views_hold_one_budget():
+    assert tokens.per_view(224, 14, 2048, 8) == {
+        "codec": 2048,
+        "frames": 2048,
+        "tiling": 2048,
+        "image": 256,
+    }
+
+
+def test_zero_stages_divide_the_training_state():
+    assert encoder.state_bytes(100, world_size=1) == 1600
+    assert encoder.state_bytes(100, world_size=4, zero_stage=1) == 700
+    assert encoder.state_bytes(100, world_size=4, zero_stage=3) == 400

@@ -1,0 +1,94 @@
+"""The demo's order, its idempotence, small folders and failures, with stand-ins for the jobs."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.demo_fit import fit_clusters
+from ovtrain.config.cluster import ClusterConfig
+
+FAKE = [sys.executable, "-m", "tests.unit.launch.fake_jobs"]
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch) -> Path:
+    """Every job is the stand-in; its calls land in ``calls.jsonl``."""
+    monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls.jsonl"))
+    monkeypatch.setattr(
+        "launch.demo.module_command", lambda module, *words: [*FAKE, module, *words]
+    )
+    monkeypatch.setattr(
+        "launch.demo.train_command", lambda config, nproc: [*FAKE, "ovtrain.train", str(config)]
+    )
+    return tmp_path / "demo"
+
+
+def calls(out: Path) -> list[str]:
+    path = out.parent / "calls.jsonl"
+    return [json.loads(line)[0] for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def demo(out: Path, *words: str) -> int:
+    return cli.run(
+        ["demo", "--out", str(out), "train_clips=40", "heldout_clips=4", "seeds=1", *words]
+    )
+
+
+def test_all_stages_run_once_and_a_second_call_runs_none(out, capsys):
+    assert demo(out) == 0
+    assert Counter(calls(out)) == {
+        "data_pipelines.synthetic": 1,
+        "data_pipelines.prepare": 2,
+        "clustering.run": 3,
+        "clustering.shuffle": 2,
+        "ovtrain.train": 3,
+        "ovtrain.eval.probe": 1,
+    }
+    shown = capsys.readouterr().out
+    assert "0.500" in shown
+    assert "broken.mp4: unreadable" in shown
+    assert (out / "report.html").is_file()
+    assert demo(out) == 0
+    assert len(calls(out)) == 12
+    rows = json.loads((out / "stages.json").read_text())
+    assert {row["status"] for row in rows} == {"skipped"}
+    # Another training recipe changes nothing before training.
+    assert demo(out, "stage2_set=[run.steps=7]") == 0
+    assert Counter(calls(out)[12:]) == {"ovtrain.train": 2}
+
+
+def test_own_videos_are_not_probed_and_small_folders_are_fitted(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_CLIPS", "9")
+    (tmp_path / "mine").mkdir()
+    assert demo(out, "--videos", str(tmp_path / "mine")) == 0
+    assert "ovtrain.eval.probe" not in calls(out)
+    assert "data_pipelines.synthetic" not in calls(out)
+    assert "no classes" in json.loads((out / "probe/result.json").read_text())["skipped"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "9 video samples carry 2 clusters" in shown
+    assert "Global batch 18 instead of 32" in shown
+    assert "Probe skipped" in (out / "report.html").read_text()
+
+
+def test_a_failing_job_ends_the_demo_with_its_error(out, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "clustering.run")
+    assert demo(out) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: stage cluster-train-video: FAKE: nothing to work on")
+    assert "cluster-train-video.log" in shown
+    assert "Traceback" not in shown
+    assert calls(out)[-1] == "clustering.run"
+    assert "failed" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("samples", "clusters", "top"), [(1000, 64, 5), (60, 10, 5), (9, 2, 1)])
+def test_clusters_fit_the_samples(samples: int, clusters: int, top: int):
+    asked = ClusterConfig(clusters=64, top=5)
+    fitted, note = fit_clusters(asked, samples, "video")
+    assert (fitted.clusters, fitted.top) == (clusters, top)
+    assert bool(note) == (clusters != 64)
+    assert fitted.problems() == []

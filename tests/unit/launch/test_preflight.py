@@ -1,0 +1,118 @@
+"""Preflight and plan: everything wrong is found at once, before a process starts."""
+
+from dataclasses import replace
+
+import pytest
+
+from launch import cli
+from launch.plan import make_plan, plan_lines, source_counts
+from launch.preflight import preflight
+from ovtrain.config.data import DataConfig, SourceConfig
+from ovtrain.config.model import ModelConfig
+from ovtrain.config.train import RunConfig, TrainConfig
+from ovtrain.data.order import mixture_counts
+from ovtrain.schema.errors import ConfigError
+from ovtrain.schema.manifest import ShardManifest
+from tests.helpers.shards import write_labels, write_shards
+
+
+def keys_of(folder) -> list[str]:
+    from ovtrain.schema.manifest import ShardIndex
+
+    tars = [folder / shard.name for shard in ShardManifest.read(folder).shards]
+    return [key for tar in tars for key in ShardIndex.read(tar.with_suffix(".npz")).keys]
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    """Sound: 12 images with labels."""
+    shards, labels = tmp_path / "image", tmp_path / "labels"
+    manifest = write_shards(shards, "image", 12)
+    write_labels(labels, manifest, keys_of(shards), classes=7)
+    source = SourceConfig("image", str(shards), str(labels))
+    data = DataConfig(sources=[source], size=28, clip_frames=8, token_budget=16, chunks=4)
+    return TrainConfig(ModelConfig("tiny"), data, run=RunConfig(steps=3, global_batch=4))
+
+
+def with_source(config: TrainConfig, **changed: str) -> TrainConfig:
+    source = replace(config.data.sources[0], **changed)
+    return replace(config, data=replace(config.data, sources=[source]))
+
+
+def test_a_sound_config_has_no_problem(config):
+    found = preflight(config, nproc=2)
+    assert (found.config, found.data) == ([], [])
+    assert "source image: 12 samples in 2 shards" in found.notes
+    assert "source image: 7 classes" in found.notes
+
+
+def test_all_data_problems_come_at_once(config, tmp_path):
+    manifest = ShardManifest.read(tmp_path / "image")
+    (tmp_path / "image" / manifest.shards[0].name).unlink()
+    config = replace(config, run=replace(config.run, init_from=str(tmp_path / "absent")))
+    found = preflight(config, nproc=1)
+    assert [shard in "\n".join(found.data) for shard in (manifest.shards[0].name, "init_from")] == [
+        True,
+        True,
+    ]
+    with pytest.raises(ConfigError, match=r"is missing(.|\n)*init_from"):
+        found.check("x")
+    found.check("x", allow_missing_data=True)
+
+
+def test_labels_of_other_shards_are_refused(config, tmp_path):
+    manifest = replace(ShardManifest.read(tmp_path / "image"), fingerprint="f" * 32)
+    write_labels(tmp_path / "other", manifest, keys_of(tmp_path / "image"), classes=7)
+    found = preflight(with_source(config, labels=str(tmp_path / "other")), nproc=1)
+    assert len(found.data) == 1
+    assert "labels made from shards ffffffffffff" in found.data[0]
+
+
+def test_labels_that_are_absent_are_named(config, tmp_path):
+    found = preflight(with_source(config, labels=str(tmp_path / "none")), nproc=1)
+    assert "no labels store here" in found.data[0]
+
+
+def test_every_rank_needs_a_sample_of_every_source(config):
+    assert preflight(config, nproc=4).config == []
+    problem = preflight(config, nproc=8).config
+    assert "4 samples for 8 ranks; use at least 8" in problem[0]
+
+
+def test_clips_of_another_size_are_refused(config, tmp_path):
+    write_shards(tmp_path / "video", "video", 4, frames=8, size=28)
+    config = with_source(config, shards=str(tmp_path / "video"), labels="")
+    config = replace(config, data=replace(config.data, size=56, token_budget=64))
+    found = preflight(config, nproc=1)
+    assert any("height=28 in the shards, the config asks 56" in text for text in found.data)
+
+
+@pytest.mark.parametrize("batch", [7, 16, 33])
+def test_the_plan_deals_a_batch_as_the_loader_does(batch: int):
+    sources = [SourceConfig(name, share=share) for name, share in (("a", 3), ("b", 2), ("c", 1))]
+    assert source_counts(sources, batch) == mixture_counts(sources, batch)
+
+
+def test_the_plan_counts_tokens_and_head_rows(config):
+    plan = make_plan(config, nproc=2)
+    assert plan.tokens == 4 * 4  # 4 images of 2 x 2 patches
+    text = "\n".join(plan_lines(config, plan))
+    assert "7 classes, 4 rows" in text
+
+
+def test_a_dry_run_without_data_fails_unless_it_is_allowed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ["train", "pretrain/debug-stage2", "--nproc", "2", "--dry-run"]
+    assert cli.run(call) == 2
+    assert "no shard manifest here" in capsys.readouterr().err
+    assert cli.run([*call, "--allow-missing-data"]) == 0
+    shown = capsys.readouterr()
+    assert "3,227,328 parameters" in shown.out
+    assert "not found yet  source video" in shown.err
+    assert list(tmp_path.iterdir()) == []  # a dry run leaves nothing
+
+
+def test_a_dry_run_with_a_wrong_config_always_fails(capsys):
+    call = ["train", "pretrain/debug-stage2", "run.global_batch=2", "--nproc", "2", "--dry-run"]
+    assert cli.run([*call, "--allow-missing-data"]) == 2
+    assert "use at least 4" in capsys.readouterr().err

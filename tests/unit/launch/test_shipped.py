@@ -1,0 +1,90 @@
+"""Every shipped config loads and is sound; sbatch arguments are golden."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from ovtrain.config import validate
+from ovtrain.config.cluster import ClusterConfig
+from ovtrain.config.demo import DemoConfig
+from ovtrain.config.load import data_folder, load
+from ovtrain.config.prepare import PrepareConfig
+from ovtrain.config.probe import ProbeConfig
+from ovtrain.config.site import SiteConfig
+from ovtrain.config.train import TrainConfig
+
+SCHEMAS = {
+    "prepare": PrepareConfig,
+    "cluster": ClusterConfig,
+    "site": SiteConfig,
+    "pretrain": TrainConfig,
+}
+CONFIGS = sorted(data_folder("configs").rglob("*.yaml"))
+
+
+def schema_of(path: Path) -> type:
+    if path.parent.name == "demo":
+        return DemoConfig if path.stem == "demo" else TrainConfig
+    return SCHEMAS[path.parent.name]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_config_is_sound(path: Path):
+    config = load(schema_of(path), path)
+    found = validate.problems(config) if isinstance(config, TrainConfig) else config.problems()
+    assert found == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_config_states_its_command(path: Path):
+    header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
+    assert "command" in header
+    if path.parent.name != "site":
+        assert "expected" in header
+        assert "hardware" in header
+
+
+def test_the_demos_probe_settings_are_sound():
+    config = load(DemoConfig, data_folder("configs") / "demo/demo.yaml")
+    probe = load(ProbeConfig, None, config.probe_set)
+    stage2 = load(TrainConfig, data_folder("configs") / f"{config.stage2}.yaml")
+    assert (probe.token_budget, probe.chunks) == (stage2.data.token_budget, stage2.data.chunks)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "prepare", "cluster"])
+def test_batch_scripts_parse(name: str):
+    script = data_folder("slurm") / f"{name}.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def test_sbatch_arguments(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", "site/example"]
+    options = ["--nodes", "16", "--gpus-per-node", "8", "--partition", "big", "--time", "48:00:00"]
+    assert cli.run([*call, *options, "--dry-run"]) == 0
+    out = "runs/vitl14-stage1-224px"
+    assert shlex.split(capsys.readouterr().out) == [
+        "sbatch",
+        "--job-name=vitl14-stage1-224px",
+        "--nodes=16",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=8",
+        "--cpus-per-task=96",
+        "--partition=big",
+        "--time=48:00:00",
+        f"--output={out}/logs/slurm-%j.out",
+        f"--export=ALL,OVTRAIN_SETUP={out}/logs/setup.sh",
+        str(data_folder("slurm") / "pretrain.sbatch"),
+        f"{out}/launch.yaml",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_too_small_for_the_nodes_is_refused(capsys):
+    call = ["launch", "slurm", "pretrain/debug-stage2", "--nodes", "4", "--dry-run"]
+    assert cli.run(call) == 2
+    assert "for 32 ranks" in capsys.readouterr().err

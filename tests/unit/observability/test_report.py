@@ -1,0 +1,138 @@
+"""The report is one self-contained page, in a real browser too, and copes with absent inputs."""
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from ovtrain.observability.report import write_report
+from ovtrain.observability.report.charts import Series, line_chart, number, thinned, ticks
+from ovtrain.schema.errors import OvtrainError
+from tests.unit.observability.folder import write_demo
+
+VOID = {"meta", "img", "line", "polyline", "circle", "rect", "path", "br", "link"}
+
+
+class Balance(HTMLParser):
+    """Open tags must be closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.faults = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID and (not self.open or self.open.pop() != tag):
+            self.faults.append(tag)
+
+
+def check_markup(page: str) -> None:
+    parser = Balance()
+    parser.feed(page)
+    assert not parser.faults
+    assert not parser.open
+
+
+def test_every_part_of_a_demo_is_shown(tmp_path):
+    page = write_report(write_demo(tmp_path)).read_text()
+    check_markup(page)
+    for text in (
+        *("linear probe", "chance 0.062", "0.680", "shuffled (control)", "loss, source video"),
+        *("0.500", "0.5 / 0.375 / 0.125", "samples per cluster", "unreadable", "A made-up note."),
+        *("Lowered something.", "3.23M", "88.0", "data:image/png;base64,"),
+    ):
+        assert text in page, text
+
+
+def test_nothing_is_fetched_and_names_are_escaped(tmp_path):
+    page = write_report(write_demo(tmp_path)).read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert not re.search(r"url\(|@import|<link", page)
+    assert "a<script>.mp4" not in page
+    assert "<b>nod</b>" not in page
+
+
+def test_an_empty_folder_names_what_is_absent(tmp_path):
+    page = write_report(tmp_path).read_text()
+    check_markup(page)
+    assert page.count('class="absent"') == 10
+    for text in ("the probe has not run", "no training has logged", "nothing has been clustered"):
+        assert text in page
+
+
+def test_a_skipped_probe_and_broken_files_are_said(tmp_path):
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe/result.json").write_text('{"skipped": "no classes"}')
+    (tmp_path / "stages.json").write_text("{not json")
+    (tmp_path / "panels").mkdir()
+    (tmp_path / "panels/a.png").write_bytes(b"no picture")
+    page = write_report(tmp_path).read_text()
+    assert "Probe skipped: no classes" in page
+    assert "is not a PNG or JPEG picture" in page
+    check_markup(page)
+
+
+def test_no_folder_is_a_typed_error(tmp_path):
+    with pytest.raises(OvtrainError, match="no such folder"):
+        write_report(tmp_path / "absent")
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(0.13, 0.87, 4) == [0.2, 0.4, 0.6, 0.8]
+    assert ticks(3, 3) == [3]
+
+
+def test_numbers_are_short():
+    found = [number(v) for v in (0, 7, 0.00012, 4164.2, 3227328, 1.2e11)]
+    assert found == ["0", "7", "0.00012", "4164", "3.23M", "120G"]
+
+
+def test_long_series_are_thinned_to_their_last_point():
+    points = [(float(i), float(i)) for i in range(5001)]
+    kept = thinned(points)
+    assert len(kept) <= 402
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+
+
+def test_a_chart_of_one_point_or_a_flat_line_has_no_nan():
+    for points in ([(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], []):
+        assert "nan" not in line_chart("t", [Series("a", points)], "x", "y")
+
+
+def browser() -> str:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI needs chromium to look at the report")
+        pytest.skip("no chromium here")
+    return found
+
+
+def test_pictures_and_charts_show_in_a_browser(tmp_path):
+    page = write_report(write_demo(tmp_path / "demo"))
+    look = (
+        "<script>addEventListener('load',()=>{const p=[...document.images];"
+        "const c=document.querySelector('svg.hover'),r=c.getBoundingClientRect();"
+        "c.dispatchEvent(new MouseEvent('mousemove',{clientX:r.left+r.width/2,"
+        "clientY:r.top+r.height/2}));"
+        "document.title='looked '+p.length+' '+p.filter(i=>i.naturalWidth>0).length+' '+"
+        "document.getElementById('tip').textContent+' '+"
+        "(document.documentElement.scrollWidth<=innerWidth)})</script></body>"
+    )
+    probe = tmp_path / "look.html"
+    probe.write_text(page.read_text().replace("</body>", look))
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}")
+    command = [browser(), *flags, "--window-size=900,1200", "--dump-dom", probe.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    title = re.search(r"<title>looked (.*?)</title>", shown)
+    assert title is not None
+    assert title[1].startswith("2 2 step ")
+    assert "seed-0" in title[1]
+    assert title[1].endswith(" true")  # no sideways scrolling

@@ -1,0 +1,68 @@
+"""metrics.jsonl is exact after a resume, and a torn line harms nothing."""
+
+import sys
+
+import pytest
+
+from ovtrain.observability.history import column, read_rows
+from ovtrain.observability.logger import close_handlers, job_logger
+from ovtrain.observability.sinks import JsonlSink, WandbSink
+from ovtrain.observability.throughput import Throughput
+from ovtrain.schema.errors import ConfigError
+
+
+def test_rows_after_the_resumed_step_are_dropped_and_written_again(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for step in range(1, 6):
+        sink.write({"step": step, "loss": float(step)})
+    sink.truncate_after(3)
+    sink.write({"step": 4, "loss": 40.0})
+    sink.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_a_torn_last_line_is_not_glued_to_the_next_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    sink = JsonlSink(path)
+    sink.write({"step": 2, "loss": 1.0})
+    sink.close()
+    assert [row["step"] for row in read_rows(path)] == [1, 2]
+
+
+def test_column_leaves_out_what_is_not_a_number():
+    rows = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}, {"step": 3}]
+    assert column(rows, "loss") == [(2.0, 0.5)]
+
+
+def test_wandb_absent_is_a_typed_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"ovtrain\[wandb\]"):
+        WandbSink(tmp_path, {})
+
+
+def test_throughput_counts_one_window_at_a_time():
+    now = [0.0]
+    window = Throughput(clock=lambda: now[0])
+    with window.waiting():
+        now[0] = 0.5
+    window.add(samples=8, tokens=2048, flops=4e9)
+    now[0] = 2.0
+    rates = window.read()
+    assert rates == {
+        "samples_per_s": 4,
+        "tokens_per_s": 1024,
+        "flops_per_s": 2e9,
+        "data_wait": 0.25,
+    }
+    now[0] = 3.0
+    assert window.read()["samples_per_s"] == 0
+
+
+def test_log_lines_carry_the_rank_and_go_to_the_ranks_file(tmp_path, capsys):
+    logger = job_logger("test-ranks", rank=1, world_size=2, folder=tmp_path)
+    logger.info("ready")
+    close_handlers(logger)
+    assert "[1/2] ready" in capsys.readouterr().err
+    assert "[1/2] ready" in (tmp_path / "rank-00001.log").read_text()
