@@ -1,8 +1,8 @@
 """One generated clip: a class-independent scene, a motion, and their rendering.
 
-Exactly two sprites, one light and one dark, over a textured background that pans in four clips of
-ten. Scene, motion and noise have seeds of their own, so the same scene can be set in motion by any
-class and its middle frame stays the same (up to the noise).
+Exactly two sprites, one light and one dark, over a textured background that pans in three clips
+of ten. Scene and motion have seeds of their own, so the same scene can be set in motion by any
+class and its middle frame stays the same.
 
 ``render`` gives (T, H * 3 / 2, W) uint8 I420 frames; H = W = ``size``, even.
 """
@@ -18,12 +18,16 @@ from data_pipelines.motions import MOTIONS, Offsets, change_times
 from data_pipelines.sprites import EXTENT, TEXELS, TONES, Texture, background, sprite_look
 
 REFERENCE_SIZE = 112
-RADIUS = (14.0, 20.0)
-MARGIN = 1.3
-"""A sprite keeps this many radii from the edges at the middle frame: room for the zoom."""
-PAN_SHARE = 0.4
+RADIUS = (14.0, 18.0)
+APART = 0.85
+"""Distance of the sprites on each axis at the middle frame, in sums of radii."""
+JITTER = 4.0
+"""Pixels by which the pair's centre leaves the picture's: the rest is room for every motion."""
+INSIDE = 0.6
+"""Share of its radius by which a sprite's centre stays off the edges."""
+PAN_SHARE = 0.3
 TRIES = 60
-SCENE, MOTION, NOISE = range(3)
+SCENE, MOTION = range(2)
 
 Planes = npt.NDArray[np.uint8]
 
@@ -60,7 +64,7 @@ def draw_scene(seed: tuple[int, ...], size: int, family: int) -> Scene:
     places = _places(rng, radii, size)
     angles = rng.uniform(0, 2 * np.pi, size=(2, 1))
     pans = rng.random() < PAN_SHARE
-    heading, distance = rng.uniform(0, 2 * np.pi), rng.uniform(8, 22) * unit * pans
+    heading, distance = rng.uniform(0, 2 * np.pi), rng.uniform(6, 16) * unit * pans
     side = size + int(np.ceil(24 * unit))
     return Scene(
         size=size,
@@ -78,15 +82,13 @@ def draw_scene(seed: tuple[int, ...], size: int, family: int) -> Scene:
 def _places(
     rng: np.random.Generator, radii: npt.NDArray[np.float64], size: int
 ) -> npt.NDArray[np.float64]:
-    """(2, 2) centres on a diagonal, apart on both axes: each sprite can sweep along either."""
-    apart = radii.sum()
-    slack = size - (MARGIN + 1) * apart
+    """(2, 2) centres near the middle, on a diagonal: each sprite can sweep along either axis without
+    meeting the other, and has room to both sides."""
     columns = []
     for _ in range(2):
-        before, after = np.sort(rng.uniform(0, slack, size=2))
-        low = MARGIN * radii[0] + before
-        pair = np.array([low, low + apart + (after - before)])
-        columns.append(size - pair if rng.random() < 0.5 else pair)
+        middle = size / 2 + rng.uniform(-JITTER, JITTER) * size / REFERENCE_SIZE
+        half = APART * radii.sum() / 2 * (1 if rng.random() < 0.5 else -1)
+        columns.append([middle - half, middle + half])
     return np.stack(columns, axis=1)
 
 
@@ -94,7 +96,7 @@ def animate(scene: Scene, name: str, seed: tuple[int, ...], frames: int) -> list
     """Set ``scene`` in motion by class ``name``; one track per sprite, in the order of TONES."""
     rng = np.random.default_rng([*seed, MOTION])
     motion = MOTIONS[name]
-    mover = int(rng.integers(2)) if motion.mover is None else TONES.index(motion.mover)
+    mover = TONES.index(motion.mover or TONES[0])
     still = np.zeros((frames, 4))
     moved = _fitting(scene, name, mover, rng, frames)
     times = change_times(rng, motion.changes, frames)
@@ -109,7 +111,7 @@ def animate(scene: Scene, name: str, seed: tuple[int, ...], frames: int) -> list
 
 
 def _fitting(scene: Scene, name: str, mover: int, rng: np.random.Generator, frames: int) -> Offsets:
-    """Motion offsets that keep the sprite in the picture and off the other; else the best try."""
+    """Motion offsets that keep the sprite in the picture; else the best try."""
     u = np.arange(frames) / max(frames - 1, 1)
     best, least = np.zeros((frames, 4)), np.inf
     for _ in range(TRIES):
@@ -124,23 +126,19 @@ def _fitting(scene: Scene, name: str, mover: int, rng: np.random.Generator, fram
 
 
 def _violation(scene: Scene, mover: int, offsets: Offsets) -> float:
-    """Pixels by which a path leaves the picture or covers the other sprite, at its worst."""
+    """Pixels by which a path leaves the picture, at its worst."""
     poses = scene.poses[mover] + offsets
     radius = scene.radii[mover] * np.exp(offsets[:, 3])
     inside = np.minimum(poses[:, :2], scene.size - poses[:, :2]).min(axis=1)
-    gap = np.hypot(*(poses[:, :2] - scene.poses[1 - mover, :2]).T)
-    # Shapes do not fill their circle: a quarter of overlap of the circles hides little.
-    touch = 0.75 * (radius + scene.radii[1 - mover]) - gap
-    return float(max(0.0, (radius - inside).max(), touch.max()))
+    return float(max(0.0, (radius * INSIDE - inside).max()))
 
 
-def render(scene: Scene, tracks: list[Track], seed: tuple[int, ...]) -> Planes:
-    """Paint background, sprites and camera noise (luma deviation 1 to 2)."""
+def render(scene: Scene, tracks: list[Track]) -> Planes:
+    """Paint background and sprites."""
     frames = len(tracks[0].look)
     canvas = _backdrops(scene, frames)
     for index in scene.order:
         _paint(canvas, scene, index, tracks[index])
-    _add_noise(canvas, np.random.default_rng([*seed, NOISE]))
     return _to_i420(canvas)
 
 
@@ -213,16 +211,6 @@ def _blend(picture: Planes, patch: Planes, x: int, y: int) -> None:
     alpha = source[..., 3:]
     mixed = (under * (255 - alpha) + source[..., :3] * alpha + 127) // 255
     picture[y0:y1, x0:x1] = mixed.astype(np.uint8)
-
-
-def _add_noise(canvas: Planes, rng: np.random.Generator) -> None:
-    """Rounded normal noise on luma through a table of 256 quantiles (exact and fast)."""
-    sigma = rng.uniform(1, 2)
-    quantiles = np.sort(np.random.default_rng(0).standard_normal(256))
-    table = np.rint(sigma * quantiles).astype(np.int16)
-    luma = canvas[..., 0]
-    noise = table[rng.integers(0, 256, size=luma.shape, dtype=np.uint8)]
-    np.copyto(luma, np.clip(luma + noise, 0, 255), casting="unsafe")
 
 
 def _to_i420(canvas: Planes) -> Planes:

@@ -78,7 +78,7 @@ def draw_clip(config: SyntheticConfig, split: str, index: int, label: int) -> Pl
     family = SPLITS.index(split)
     seed = (config.seed, family, index)
     scene = draw_scene(seed, config.size, family)
-    return render(scene, animate(scene, CLASSES[label], seed, config.frames), seed)
+    return render(scene, animate(scene, CLASSES[label], seed, config.frames))
 
 
 def write_clip(config: SyntheticConfig, out: Path, task: tuple[str, int, int]) -> None:

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m ovtrain.train CONFIG.yaml [key=value ...]
 
-Exit status 0 when trained to the end, 2 on an error of the input, 75 when a signal stopped the run (it has
-saved; the same command resumes it).
+Exit status 0 when trained to the end, 2 on an error of the input, 75 when a signal stopped the run
+(it has saved; the same command resumes it).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ STOPPED = 75
 
 
 def run(config: TrainConfig) -> int:
-    from ovtrain.distributed.context import start_world, stop_world
+    from ovtrain.distributed.context import die_with_launcher, start_world, stop_world
     from ovtrain.engine import run_directory
     from ovtrain.engine.build import build
     from ovtrain.engine.trainer import Trainer
 
+    die_with_launcher()
     world = start_world(force_group=config.run.backend == "deepspeed")
     log = job_logger("ovtrain", world.rank, world.size, Path(config.run.out) / "logs")
     if not world.is_main:
@@ -57,6 +58,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # After an error the other ranks may wait in a collective: leave without the group's goodbye, and
-    # torchrun ends them.
+    # After an error the other ranks may wait in a collective: leave without the group's goodbye,
+    # and torchrun ends them.
     os._exit(status) if status == 2 else sys.exit(status)

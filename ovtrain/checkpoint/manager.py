@@ -1,8 +1,8 @@
 """When to save, what a checkpoint holds, and how a run finds its way back.
 
-Whatever has state registers as a ``Part``; a part writes its own files into the step directory and reads
-them back on any world size. All randomness of a run is a function of (seed, role, counter), so the step and
-the samples consumed are the whole of it: no generator state is saved.
+Whatever has state registers as a ``Part``; a part writes its own files into the step directory and
+reads them back on any world size. All randomness of a run is a function of (seed, role, counter),
+so the step and the samples consumed are the whole of it: no generator state is saved.
 """
 
 from __future__ import annotations

@@ -43,11 +43,16 @@ def restore_encoder(encoder: Encoder, folder: Path) -> None:
 
 
 def open_run(run: str | Path) -> tuple[Encoder, TrainConfig]:
-    """The trained encoder of a run directory and the config that made it. Raises CheckpointError."""
+    """The trained encoder of a run directory and the config that made it.
+
+    Raises CheckpointError.
+    """
     folder = checkpoint_folder(run)
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise CheckpointError(str(path), "missing", fix="name a run directory, not a checkpoint in it")
+        raise CheckpointError(
+            str(path), "missing", fix="name a run directory, not a checkpoint in it"
+        )
     config = load(TrainConfig, path)
     encoder = build_encoder(config.model, seed=0)
     restore_encoder(encoder, folder)

@@ -10,7 +10,6 @@ from torch import Tensor
 from ovtrain.checkpoint import storage
 from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead
-from ovtrain.optim.sparse_rows import SparseRowAdamW
 from ovtrain.schema.errors import CheckpointError
 
 EncoderTensors = dict[str, dict[str, Tensor]]
@@ -23,6 +22,14 @@ class EncoderOwner(Protocol):
     def export_state(self) -> EncoderTensors: ...
 
     def import_state(self, state: EncoderTensors) -> None: ...
+
+
+class RowOwner(Protocol):
+    """A head's optimizer: gives and takes tensors aligned with its rows, the rows included."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor]) -> None: ...
 
 
 class EncoderPart:
@@ -44,7 +51,7 @@ class EncoderPart:
 
 
 class HeadPart:
-    def __init__(self, head: ClassShardedHead, optimizer: SparseRowAdamW) -> None:
+    def __init__(self, head: ClassShardedHead, optimizer: RowOwner) -> None:
         self.head, self.optimizer = head, optimizer
 
     def save(self, folder: Path, world: World) -> None:

@@ -26,6 +26,9 @@ from ovtrain.schema.errors import CodecError
 ORIGIN: Origin = "pixel-estimate"
 BLOCK, RADIUS, SEARCH_SIDE = 8, 7, 256
 """Side of a search block and reach of the search, in lines of the search picture."""
+STILL = 1.5
+"""Mean grey levels of change below which a block is taken to be still. An encoder, too, only sends a
+vector that pays for its bits; without this, quantisation flicker on plain ground moves at random."""
 
 
 def open_estimate(media: Media) -> DecodedSignals:
@@ -85,12 +88,22 @@ def _search(current: Luma, previous: Luma) -> tuple[npt.NDArray[np.int16], npt.N
     small, past = _averaged(current, factor), _averaged(previous, factor)
     down, across = -(-small.shape[0] // 4), -(-small.shape[1] // 4)
     found = block_motion(small, past, BLOCK, RADIUS)
+    found[_change(small, past) < STILL] = 0
     motion = spread(4 * found, BLOCK // 4, down, across)
     residual = np.subtract(small, compensate(past, motion), dtype=np.int16)
     if factor == 1:
         return motion, residual
     blocks = (-(-height // 4), -(-width // 4))
     return spread(motion * factor, factor, *blocks), spread(residual, factor, height, width)
+
+
+def _change(current: Luma, previous: Luma) -> npt.NDArray[np.float64]:
+    """(ceil(H/BLOCK), ceil(W/BLOCK)) mean absolute difference of each search block."""
+    rows, columns = (np.arange(0, side, BLOCK) for side in current.shape)
+    difference = np.abs(np.subtract(current, previous, dtype=np.int16))
+    sums = np.add.reduceat(np.add.reduceat(difference, rows, 0, dtype=np.int32), columns, 1)
+    counts = np.outer(*(np.diff([*range(0, n, BLOCK), n]) for n in current.shape))
+    return sums / counts
 
 
 def _averaged(picture: Luma, factor: int) -> Luma:

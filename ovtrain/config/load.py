@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 import ovtrain
@@ -55,28 +57,26 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         return cast(T, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
-        raise ConfigError(*_explain(where, error, schema)) from error
+        raise ConfigError(*_explain(where, error)) from error
+    except TypeError as error:  # a list where a section stands, or the other way round
+        raise ConfigError(
+            where,
+            f"does not fit this config ({error})",
+            allowed="key=value; a list only as a whole, as in data.sources=[{name: a, shards: b}]",
+        ) from error
     except (YAMLError, OSError) as error:
         raise ConfigError(where, f"cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _explain(where: str, error: OmegaConfBaseException, schema: type[Any]) -> tuple[str, str]:
+def _explain(where: str, error: OmegaConfBaseException) -> tuple[str, str]:
     text = (error.msg or str(error)).splitlines()[0]
-    key = error.full_key or where
-    name = key.rsplit(".", 1)[-1]
-    known = _keys(OmegaConf.structured(schema), key.rsplit(".", 1)[0] if "." in key else "")
-    if known and name not in known:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return where, f"unknown key '{key}'{hint} Known here: {', '.join(known)}"
-    return where, f"{key}: {text}"
-
-
-def _keys(config: Any, parent: str) -> list[str]:
-    node = OmegaConf.select(config, parent) if parent else config
-    return sorted(str(key) for key in node) if OmegaConf.is_dict(node) else []
+    section = error.object_type
+    if not isinstance(error, ConfigAttributeError | ConfigKeyError) or not is_dataclass(section):
+        return where, f"{error.full_key}: {text}" if error.full_key else text
+    known = sorted(entry.name for entry in fields(section))
+    near = get_close_matches(str(error.key), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    return where, f"unknown key '{error.full_key}'{hint} Known here: {', '.join(known)}"
 
 
 def to_yaml(config: object) -> str:

@@ -45,9 +45,7 @@ class RunConfig:
     def problems(self) -> list[str]:
         found: list[str] = []
         if (self.steps > 0) == (self.samples > 0):
-            found.append(
-                f"run.steps={self.steps} and run.samples={self.samples}; give exactly one"
-            )
+            found.append(f"run.steps={self.steps} and run.samples={self.samples}; give exactly one")
         for key in ("global_batch", "log_every", "checkpoint_every", "keep"):
             if getattr(self, key) <= 0:
                 found.append(f"run.{key}={getattr(self, key)}; allowed: a positive number")

@@ -1,7 +1,7 @@
 """Decoded clips of one source, through an optional cache folder of raw frames.
 
-A cached clip is ``{fingerprint}/{i}.npy``, (T, H, W, 3) uint8, written once and memory-mapped, so that the
-processes of a machine share it and only the frames that a view needs are touched.
+A cached clip is ``{fingerprint}/{i}.npy``, (T, H, W, 3) uint8, written once and memory-mapped, so
+that the processes of a machine share it and only the frames that a view needs are touched.
 """
 
 from __future__ import annotations

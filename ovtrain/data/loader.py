@@ -1,8 +1,8 @@
-"""The loader: config -> an endless stream of StepBatch, a pure function of (manifests, seed, consumed).
+"""The loader: config -> endless StepBatches, a pure function of (manifests, seed, consumed).
 
-State is one integer per source: samples consumed so far by all ranks together. It survives another world
-size and another number of workers. A sample that cannot be read is replaced by a placeholder without
-labels, named and counted; a long row of them stops the run.
+State is one integer per source: samples consumed so far by all ranks together. It survives another
+world size and another number of workers. A sample that cannot be read is replaced by a placeholder
+without labels, named and counted; a long row of them stops the run.
 """
 
 from __future__ import annotations
@@ -23,22 +23,9 @@ from ovtrain.data.decode.base import ImageDecoder, PillowImages
 from ovtrain.data.order import StepPlan, mixture_counts
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World
-from ovtrain.schema.errors import CheckpointError, MediaError
+from ovtrain.schema.errors import CheckpointError, ManifestError, MediaError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """One optimizer step's samples of this rank, one PackedBatch per micro-step.
-
-    slots[k]: most samples that any rank holds in micro-step k, the padded size of its gathers;
-    rows[k][s]: (B,) int64 places of source s's samples in what is gathered.
-    """
-
-    micro: list[PackedBatch]
-    slots: list[int]
-    rows: list[list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,11 +36,27 @@ class BadSample:
     reason: str
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """One optimizer step's samples of this rank, one PackedBatch per micro-step.
+
+    bad: samples that could not be read; a placeholder without labels stands in for each.
+    slots[k]: most samples that any rank holds in micro-step k, the padded size of its gathers;
+    rows[k][s]: (B,) int64 places of source s's samples in what is gathered.
+    """
+
+    micro: list[PackedBatch]
+    slots: list[int]
+    rows: list[list[Tensor]]
+    bad: list[BadSample]
+
+
 class Loader:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
         data, seed = config.data, config.run.seed
         self.sources = [Source(n, s, data, seed) for n, s in enumerate(data.sources)]
+        self._check_patch(config.model.patch)
         counts = mixture_counts(data.sources, config.run.global_batch)
         self.plan = StepPlan.build(counts, world.size, config.run.micro_batch)
         self.consumed = [0] * len(self.sources)
@@ -64,6 +67,16 @@ class Loader:
         self._assembler = ThreadPoolExecutor(1, "batches")
         self._ahead: deque[Future[StepBatch]] = deque()
         self._next = 0
+
+    def _check_patch(self, patch: int) -> None:
+        for source in self.sources:
+            if source.grid.patch != patch:
+                raise ManifestError(
+                    str(source.reader.folder),
+                    f"shards made for patches of {source.grid.patch} pixels",
+                    allowed=f"model.patch={patch}",
+                    fix="prepare the shards with this patch side or change the config",
+                )
 
     def state_dict(self) -> dict[str, int]:
         """Samples consumed per source, by all ranks."""
@@ -99,11 +112,6 @@ class Loader:
             self.consumed[s] += count
         return batch
 
-    def take_bad(self) -> list[BadSample]:
-        """Unreadable samples met since the last call (read ahead included)."""
-        taken, self._bad = self._bad, []
-        return taken
-
     def close(self) -> None:
         self._drop_ahead()
         self._assembler.shutdown()
@@ -120,10 +128,16 @@ class Loader:
     def _assemble(self, starts: list[int]) -> StepBatch:
         micro_steps = range(self.plan.micro_steps)
         sources = range(len(self.sources))
+        micro = [self._micro(starts, k) for k in micro_steps]
+        bad, self._bad = self._bad, []
         return StepBatch(
-            [self._micro(starts, k) for k in micro_steps],
+            micro,
             [self.plan.slots(k) for k in micro_steps],
-            [[torch.from_numpy(self.plan.gathered_rows(s, k)) for s in sources] for k in micro_steps],
+            [
+                [torch.from_numpy(self.plan.gathered_rows(s, k)) for s in sources]
+                for k in micro_steps
+            ],
+            bad,
         )
 
     def _micro(self, starts: list[int], k: int) -> PackedBatch:

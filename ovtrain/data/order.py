@@ -1,7 +1,7 @@
-"""Data order as pure functions: which sample is the g-th of a source, which view it takes, whose it is.
+"""Data order as pure functions: which sample is the g-th of a source, its view, its rank.
 
-Nothing here depends on the world size or on workers, so the resume state is a few plain integers: the
-samples each source has consumed.
+Nothing here depends on the world size or on workers, so the resume state is a few plain integers:
+the samples each source has consumed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ovtrain.config.data import VIEW_BLOCK, SourceConfig, ViewShares
 from ovtrain.distributed.context import seed_for, split
+from ovtrain.schema.errors import ConfigError
 
 
 class SampleOrder:
@@ -44,19 +45,29 @@ def view_of(g: int, shares: ViewShares, seed: int, source: str) -> int:
 
 
 def mixture_counts(sources: list[SourceConfig], global_batch: int) -> list[int]:
-    """Samples of each source in every global batch: largest remainders of the shares."""
+    """Samples of each source in every global batch: largest remainders of the shares.
+
+    Raises ConfigError where a source would get none.
+    """
     total = sum(source.share for source in sources)
     exact = [global_batch * source.share / total for source in sources]
     counts = [int(x) for x in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
     for i in by_remainder[: global_batch - sum(counts)]:
         counts[i] += 1
+    if 0 in counts:
+        starved = sources[counts.index(0)]
+        raise ConfigError(
+            f"run.global_batch={global_batch}",
+            f"leaves no sample for source {starved.name} (share {starved.share:g} of {total:g})",
+            fix="raise run.global_batch or the source's share",
+        )
     return counts
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How one step's samples are dealt: ranks first, then micro-steps; both near-even, contiguous."""
+    """How a step's samples are dealt: ranks, then micro-steps; both near-even, contiguous."""
 
     counts: list[int]
     ranks: int
@@ -64,9 +75,21 @@ class StepPlan:
 
     @classmethod
     def build(cls, counts: list[int], ranks: int, micro_batch: int) -> StepPlan:
-        """``micro_batch`` bounds a rank's samples per micro-step; 0 = one micro-step."""
-        largest = sum(-(-count // ranks) for count in counts)
-        return cls(counts, ranks, -(-largest // micro_batch) if micro_batch else 1)
+        """``micro_batch`` bounds a rank's samples per micro-step; 0 = one micro-step.
+
+        Raises ConfigError where it is below the number of sources: each micro-step may hold one
+        sample of each.
+        """
+        if 0 < micro_batch < len(counts):
+            raise ConfigError(
+                f"run.micro_batch={micro_batch}",
+                f"is below the number of sources ({len(counts)})",
+                allowed=f"0 (no accumulation) or {len(counts)} and more",
+            )
+        plan = cls(counts, ranks, 1)
+        while micro_batch and max(map(plan.slots, range(plan.micro_steps))) > micro_batch:
+            plan = cls(counts, ranks, plan.micro_steps + 1)
+        return plan
 
     def places(self, source: int, rank: int, micro: int) -> range:
         """Places (within the source's part of the batch) of one rank's micro-step."""

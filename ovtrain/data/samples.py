@@ -76,17 +76,29 @@ class Source:
         patches = clip_patches(self.clips, i, plan, self.grid.patch, draw)
         return self._sample(i, patches, plan, view)
 
-    def build_images(self, places: list[int], decoder: ImageDecoder) -> list[PackedSample | MediaError]:
+    def build_images(
+        self, places: list[int], decoder: ImageDecoder
+    ) -> list[PackedSample | MediaError]:
         """Pictures are decoded together: decoders such as DALI work on batches."""
         numbers = [self.order(g)[0] for g in places]
-        found = decoder(
-            [self.reader.member(i, IMAGE) for i in numbers],
-            [self.reader.name(i) for i in numbers],
+        read = [self._jpeg(i) for i in numbers]
+        whole = [
+            (i, jpeg) for i, jpeg in zip(numbers, read, strict=True) if isinstance(jpeg, bytes)
+        ]
+        decoded = iter(
+            decoder([jpeg for _, jpeg in whole], [self.reader.name(i) for i, _ in whole])
         )
+        found = [next(decoded) if isinstance(jpeg, bytes) else jpeg for jpeg in read]
         return [
             pixels if isinstance(pixels, MediaError) else self._image(g, i, pixels)
             for g, i, pixels in zip(places, numbers, found, strict=True)
         ]
+
+    def _jpeg(self, i: int) -> bytes | MediaError:
+        try:
+            return self.reader.member(i, IMAGE)
+        except MediaError as error:
+            return error
 
     def _image(self, g: int, i: int, pixels: Pixels) -> PackedSample:
         rng = self.rng("sample", g)
@@ -97,7 +109,9 @@ class Source:
         return self._sample(i, patches, plan, views.IMAGE)
 
     def _sample(self, i: int, patches: Pixels, plan: ViewPlan, view: int) -> PackedSample:
-        labels = np.empty(0, np.int32) if self.labels is None else self.labels.lookup(self.hashes[i])
+        labels = (
+            np.empty(0, np.int32) if self.labels is None else self.labels.lookup(self.hashes[i])
+        )
         return PackedSample(
             patches,
             plan.positions,
@@ -109,13 +123,11 @@ class Source:
         )
 
     def placeholder(self) -> PackedSample:
-        """Stands in for a sample that cannot be read: one grey patch and no labels, so that it takes
-        part in no loss."""
+        """Stands in for a sample that cannot be read: one grey patch and no labels, so that it
+        takes part in no loss."""
         patch = np.full((1, 3 * self.grid.patch**2), 128, np.uint8)
         nowhere: npt.NDArray[np.int64] = np.zeros((1, 3), np.int64)
-        return PackedSample(
-            patch, nowhere, np.empty(0, np.int32), self.number, PLACEHOLDER_VIEW, 0
-        )
+        return PackedSample(patch, nowhere, np.empty(0, np.int32), self.number, PLACEHOLDER_VIEW, 0)
 
 
 def plan_view(

@@ -1,7 +1,7 @@
 """ShardReader: random access to the samples of one source through the tars' byte offsets.
 
-The tars stay plain WebDataset; the ``.npz`` index beside each gives the offsets. Samples are numbered
-0..S-1 in shard order. Reads are memory-mapped and thread-safe.
+The tars stay plain WebDataset; the ``.npz`` index beside each gives the offsets. Samples are
+numbered 0..S-1 in shard order. Reads are memory-mapped and thread-safe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ovtrain.schema.sample import ENERGY, MEMBERS, META, SampleMeta
 class ShardReader:
     """Samples of the source whose ``manifest.json`` lies in ``folder``.
 
-    Raises ManifestError when a shard or index is missing, or holds other keys than the manifest says.
+    Raises ManifestError when a shard or index is missing, or holds other keys than the manifest
+    says.
     """
 
     def __init__(self, folder: Path | str, *, check: bool = True) -> None:

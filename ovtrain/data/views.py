@@ -1,7 +1,7 @@
 """The views: rules that turn a decoded clip or picture into patches with positions.
 
-Each video view first says which (t, h, w) it wants; the pixels are gathered after, so that only needed
-frames are decoded. N tokens, p patch side.
+Each video view first says which (t, h, w) it wants; the pixels are gathered after, so that only
+needed frames are decoded. N tokens, p patch side.
 
 codec   whole frames + global top-K energies (``ovtrain.codec.selection``), t = the patch's frame.
 frames  one frame per chunk, all patches, t = its frame (paper section 2.5, section 8).
@@ -46,7 +46,7 @@ def codec_view(energy: npt.NDArray[np.uint16], grid: PatchGrid, budget: int) -> 
 
 
 def frames_view(grid: PatchGrid, chunks: int, rng: np.random.Generator | None) -> ViewPlan:
-    """All patches of one frame per chunk: random in training, the middle one when ``rng`` is None."""
+    """All patches of one frame per chunk: random in training, the middle one without ``rng``."""
     frames = chunk_frames(grid.frames, chunks, rng)
     where = np.concatenate([grid.frame_positions(int(t)) for t in frames])
     return ViewPlan(where, where)

@@ -3,6 +3,10 @@
 ``group`` None is a world of one: every function is then the identity. W ranks.
 """
 
+# torch.distributed is only partly typed, and `all_gather_single`, which replaces
+# `all_gather_into_tensor`, is newer than the oldest torch that ovtrain runs on.
+# pyright: reportUnknownMemberType=false, reportDeprecated=false
+
 from __future__ import annotations
 
 from typing import Any

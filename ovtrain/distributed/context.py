@@ -1,17 +1,22 @@
 """Ranks, groups, devices and seeds of a process; one process is a world of its own.
 
-Seeds are a function of role (and of a counter), never of the process, so that nothing depends on the
-world size.
+Seeds are a function of role (and of a counter), never of the process, so that nothing depends on
+the world size.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
+
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,20 @@ def split(count: int, part: int, parts: int) -> range:
     return range(count * part // parts, count * (part + 1) // parts)
 
 
+def die_with_launcher() -> None:
+    """Have the kernel kill this process when its launcher dies (Linux).
+
+    torchrun gives each rank a session of its own, so a SIGKILL of the launcher's process group leaves
+    the ranks alive, training into a directory that the restarted run has taken over.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def start_world(*, force_group: bool = False) -> World:
     """Join the job that torchrun described in the environment (NCCL on GPUs, gloo elsewhere).
 
@@ -56,7 +75,9 @@ def start_world(*, force_group: bool = False) -> World:
         os.environ.setdefault("RANK", str(rank))
         os.environ.setdefault("WORLD_SIZE", str(size))
         dist.init_process_group("nccl" if cuda else "gloo")
-    return World(rank, local_rank, size, device, dist.group.WORLD if dist.is_initialized() else None)
+    return World(
+        rank, local_rank, size, device, dist.group.WORLD if dist.is_initialized() else None
+    )
 
 
 def stop_world() -> None:

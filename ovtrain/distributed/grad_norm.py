@@ -1,7 +1,7 @@
 """One global gradient norm over both parameter planes, and the clip factor it implies.
 
-The replicated plane's gradients are averages that every rank (or ZeRO partition) already agrees on; the
-class-sharded plane's rows belong to one rank each, so their squares are summed over ranks.
+The replicated plane's gradients are averages that every rank (or ZeRO partition) already agrees on;
+the class-sharded plane's rows belong to one rank each, so their squares are summed over ranks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Backend: who owns the replicated plane (encoder, pooling), its gradients and its optimizer.
 
-Gradient contract: ``backward`` takes a scalar whose gradients, *summed* over ranks and micro-steps, are those
-of the step's global-mean loss. A backend whose machinery averages undoes that itself.
+Gradient contract: ``backward`` takes a scalar whose gradients, *summed* over ranks and micro-steps,
+are those of the step's global-mean loss. A backend whose machinery averages undoes that itself.
 """
 
 from __future__ import annotations
@@ -42,14 +42,12 @@ class Backend(Protocol):
 
 def encode(model: torch.nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Call an encoder (or a wrapper of one) on a batch."""
-    return model(
-        batch.patches, batch.positions, batch.cu_seqlens, batch.max_seqlen, batch.group_id
-    )
+    return model(batch.patches, batch.positions, batch.cu_seqlens, batch.max_seqlen, batch.group_id)
 
 
 class PlainBackend:
-    """Plain data parallelism, the reference: whole parameters on each rank, gradients summed once per
-    step. bf16 runs under autocast, with float32 parameters."""
+    """Plain data parallelism, the reference: whole parameters on each rank, gradients summed once
+    per step. bf16 runs under autocast, with float32 parameters."""
 
     def __init__(
         self, encoder: Encoder, optim: OptimConfig, world: World, *, bf16: bool = False
@@ -79,7 +77,9 @@ class PlainBackend:
                 at += gradient.numel()
         squares = torch.stack([g.float().square().sum() for g in gradients]).sum()
         norm = joint_norm(squares.sqrt(), sharded_squares)
-        torch._foreach_mul_(gradients, clip_factor(norm, self.clip))
+        factor = clip_factor(norm, self.clip)
+        for gradient in gradients:
+            gradient.mul_(factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

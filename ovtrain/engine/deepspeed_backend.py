@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO as a backend: the only home of deepspeed. Its JSON is derived from the config.
 
-Two of its habits are undone here and nowhere else: it averages gradients over ranks (``backward`` multiplies by
-the world size), and its clip sees only its own parameters (``scaled_global_norm``, its own hook, is given
-the class-sharded plane's squares).
+Two of its habits are undone here and nowhere else: it averages gradients over ranks (``backward``
+multiplies by the world size), and its clip sees only its own parameters (``scaled_global_norm``,
+its own hook, is given the class-sharded plane's squares).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def _import_deepspeed(world: World) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if world.device.type == "cpu":
-        # Else DeepSpeed compiles a shared-memory op at run time: half a minute, and a compiler needed.
+        # Else DeepSpeed compiles a shared-memory op at run time: half a minute, and a compiler
+        # needed.
         deepspeed.comm.torch.build_shm_op = lambda: None
     return deepspeed
 
@@ -48,6 +49,12 @@ def deepspeed_json(run: RunConfig, optim: OptimConfig, micro_steps: int) -> dict
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    """DeepSpeed answers None for a parameter that it does not hold; it was given them all."""
+    assert tensor is not None
+    return tensor
 
 
 class DeepSpeedBackend:
@@ -100,9 +107,9 @@ class DeepSpeedBackend:
 
         state: EncoderTensors = {"param": {}, "first": {}, "second": {}, "steps": {}}
         for name, parameter in self.engine.module.named_parameters():
-            state["param"][name] = safe_get_full_fp32_param(parameter)
-            state["first"][name] = safe_get_full_optimizer_state(parameter, "exp_avg")
-            state["second"][name] = safe_get_full_optimizer_state(parameter, "exp_avg_sq")
+            state["param"][name] = _known(safe_get_full_fp32_param(parameter))
+            state["first"][name] = _known(safe_get_full_optimizer_state(parameter, "exp_avg"))
+            state["second"][name] = _known(safe_get_full_optimizer_state(parameter, "exp_avg_sq"))
         state["steps"]["all"] = self._steps()[0].detach().clone().float().reshape(())
         return state
 
@@ -127,8 +134,9 @@ class DeepSpeedBackend:
         return [held[p]["step"] for p in self._partitions()]
 
     def _create_optimizer_state(self) -> None:
-        """AdamW makes its state in the first update; a checkpoint may need it before. DeepSpeed would
-        also link parameters to it after the first group's update, when the second has none yet."""
+        """AdamW makes its state in the first update; a checkpoint may need it before. DeepSpeed
+        would also link parameters to it after the first group's update, when the second has none
+        yet."""
         for partition in self._partitions():
             held = self.zero.optimizer.state[partition]
             held["step"] = torch.zeros(())

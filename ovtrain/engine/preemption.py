@@ -12,7 +12,7 @@ from ovtrain.distributed.context import World
 
 
 class StopRequest:
-    """Any rank's signal stops all ranks at the same step. The handler may fire any number of times."""
+    """Any rank's signal stops all ranks at the same step. The handler may fire many times."""
 
     def __init__(self, world: World) -> None:
         self.world = world

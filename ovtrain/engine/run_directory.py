@@ -1,6 +1,7 @@
 """The run directory's fixed files: the resolved config, and what ran where.
 
-    config.yaml  run.json  metrics.jsonl  quarantine-{rank}.jsonl  logs/  checkpoints/
+``config.yaml``, ``run.json``, ``metrics.jsonl``, ``quarantine-{rank}.jsonl``, ``logs/``,
+``checkpoints/``; see docs/run_directory.md.
 """
 
 from __future__ import annotations

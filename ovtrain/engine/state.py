@@ -8,8 +8,9 @@ from typing import Any
 
 @dataclass
 class TrainState:
-    """``step``: optimizer updates done; ``consumed``: samples read per source; ``views``: samples per
-    view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples of this run."""
+    """``step``: optimizer updates done; ``consumed``: samples read per source; ``views``: samples
+    per view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples of this
+    run."""
 
     step: int = 0
     consumed: dict[str, int] = field(default_factory=dict[str, int])

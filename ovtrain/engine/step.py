@@ -1,8 +1,9 @@
-"""One optimizer step: micro-steps through the boundary between the two planes, clip, both optimizers.
+"""One optimizer step: micro-steps through the planes' boundary, clip, both optimizers.
 
-The embeddings are cut from the graph at the boundary. The heads' losses are summed over sources and carry
-gradients to my class rows (exact, complete) and, through the gather's backward, to the embeddings of my
-samples (exact, complete). The backend then takes (z * dL/dz).sum() into the encoder.
+The embeddings are cut from the graph at the boundary. The heads' losses are summed over sources and
+carry gradients to my class rows (exact, complete) and, through the gather's backward, to the
+embeddings of my samples (exact, complete). The backend then takes (z * dL/dz).sum() into the
+encoder.
 
 B samples of a micro-step on this rank, D width, L labels per sample (padded).
 """
@@ -39,8 +40,8 @@ class SourceHead:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one head needs in one step: rows (S, D) with ids (S,), labels (B, l) per micro-step, and the
-    labelled samples of the step's global batch."""
+    """What one head needs in one step: rows (S, D) with ids (S,), labels (B, l) per micro-step, and
+    the labelled samples of the step's global batch."""
 
     ids: Tensor
     rows: Tensor
@@ -56,7 +57,7 @@ class TrainStep:
         self.max_labels = max((h.max_labels for h in heads), default=1)
 
     def run(self, batch: StepBatch, step: int) -> dict[str, Tensor]:
-        """Do update number ``step`` (0-based). Returns device scalars: loss, loss/<source>, grad_norm."""
+        """Do update ``step`` (0-based). Returns device scalars: loss, loss/<source>, grad_norm."""
         micros = [micro.to(self.world.device) for micro in batch.micro]
         drawn = [self._draw(head, batch, micros, step) for head in self.heads]
         losses = torch.zeros(len(self.heads), device=self.world.device)

@@ -21,9 +21,9 @@ from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
-from ovtrain.optim.schedule import learning_rate
 from ovtrain.observability.sinks import JsonlSink, Sink, WandbSink
 from ovtrain.observability.throughput import Throughput
+from ovtrain.optim.schedule import learning_rate
 from ovtrain.schema.errors import OvtrainError
 
 log = logging.getLogger(__name__)
@@ -44,20 +44,22 @@ class Trainer:
         self._resume()
 
     def fit(self) -> bool:
-        """Train to the last step; False when a signal ended the run early (it saved, and resumes)."""
+        """Train to the last step; False when a signal ended it early (it saved, and resumes)."""
         steps = self.config.run.total_steps
         state, parts = self.state, self.parts
         self.throughput.read()
-        while state.step < steps and not self.stop.requested():
-            with self.throughput.waiting():
-                batch = next(parts.loader)
-            metrics = parts.step.run(batch, state.step)
-            state.step += 1
-            self._count(batch)
-            self._maybe_log(metrics, steps)
-            self._maybe_save(final=state.step == steps)
-        self._maybe_save(final=True)
-        self._close()
+        try:
+            while state.step < steps and not self.stop.requested():
+                with self.throughput.waiting():
+                    batch = next(parts.loader)
+                metrics = parts.step.run(batch, state.step)
+                state.step += 1
+                self._count(batch)
+                self._maybe_log(metrics, steps)
+                self._maybe_save(final=state.step == steps)
+            self._maybe_save(final=True)
+        finally:
+            self._close()
         return state.step == steps
 
     def _resume(self) -> None:
@@ -82,12 +84,14 @@ class Trainer:
             lengths = micro.cu_seqlens.diff().tolist()
             flops = sum(training_flops(size, n, patch) for n in lengths)
             self._window[-4:-1] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
-        bad = self.parts.loader.take_bad()
+        bad = batch.bad
         self._window[-1] += len(bad)
         if bad:
             path = Path(self.config.run.out) / f"quarantine-{self.world.rank:05d}.jsonl"
             with open(path, "a") as handle:
-                handle.writelines(json.dumps(vars(b) | {"step": self.state.step}) + "\n" for b in bad)
+                handle.writelines(
+                    json.dumps(vars(b) | {"step": self.state.step}) + "\n" for b in bad
+                )
 
     def _drain(self) -> None:
         """Bring the window's counts of all ranks into the state and the throughput."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,17 +26,20 @@ from ovtrain.schema.grid import PatchGrid
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What the encoder is shown: ``codec`` | ``frames`` | ``single frame`` (the middle one, t = 0);
-    ``blanked`` replaces every pixel by the mean, so that positions alone are left."""
+    """What the encoder is shown: ``codec`` | ``frames`` | ``single frame`` (the middle one, t = 0).
+
+    Controls: ``blanked`` replaces every pixel by the mean, so that positions alone are left;
+    ``permuted`` deals a clip's patches to its positions at random: the set of positions and the set of
+    patches stay, what lay where does not."""
 
     name: str
     token_budget: int
     chunks: int
-    blanked: bool = False
+    control: Literal["", "blanked", "permuted"] = ""
 
     @property
     def label(self) -> str:
-        return f"blanked {self.name}" if self.blanked else self.name
+        return f"{self.control} {self.name}".strip()
 
 
 class ClipSet:
@@ -62,6 +66,8 @@ class ClipSet:
         """Raises MediaError where the clip cannot be read."""
         plan = self.plan(i, spec)
         patches = clip_patches(self.clips, i, plan, self.grid.patch)
+        if spec.control == "permuted":
+            patches = np.random.default_rng(i).permutation(patches)
         return PackedSample(patches, plan.positions, np.empty(0, np.int32), 0, 0, i)
 
 
@@ -84,7 +90,7 @@ def encode(
     """Per batch: tokens (B, n, D) float32 and pooled (B, D) float32."""
     for batch in batches(clips, spec, size, workers):
         patches = batch.patches
-        if spec.blanked:
+        if spec.control == "blanked":
             patches = torch.zeros(patches.shape)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             tokens, pooled = encoder(

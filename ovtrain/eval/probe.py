@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,11 +34,15 @@ from ovtrain.schema.sample import key_hash
 NOTES = (
     "Chance and every interval refer to held-out clips, whose sprites and backgrounds differ from the "
     "training clips'.",
-    "Blanked: every pixel is replaced by the mean colour, so the encoder sees positions only. What it "
-    "scores is carried by which patches codec selection kept, not by what they show; the classes it "
-    "cannot tell (rotation sense, order of two changes, which sprite moves) are those that need pixels.",
-    "An untrained encoder already scores above chance for the same reason: read the trained rows against "
-    "it, not against chance alone.",
+    "Blanked: every pixel is replaced by the mean colour, so the encoder is given positions alone. It has "
+    "no absolute positions, it only turns queries and keys by them, and attention over equal tokens "
+    "returns the same value wherever they lie: this row is at chance by construction and shows that "
+    "nothing reaches the encoder around the pixels.",
+    "Permuted: a clip's patches are dealt to its positions at random. What is left above chance is carried "
+    "by the two sets, which positions and which patches codec selection kept; what is lost was the "
+    "pairing of place, time and content.",
+    "An untrained encoder is above chance as well: read the trained rows against it, not against chance "
+    "alone.",
     "The pseudo-labels come from a handcrafted, demo-only descriptor that separates these classes by "
     "itself: this table shows that the machinery learns, not what the method is worth on real video.",
 )
@@ -73,8 +77,8 @@ class ProbeJob:
             )
         return Split(clips, torch.tensor([labels[stem] for stem in stems]))
 
-    def spec(self, view: str, *, blanked: bool = False) -> ViewSpec:
-        return ViewSpec(view, self.config.token_budget, self.config.chunks, blanked)
+    def spec(self, view: str, control: Literal["", "blanked", "permuted"] = "") -> ViewSpec:
+        return ViewSpec(view, self.config.token_budget, self.config.chunks, control)
 
     def encode(self, encoder: Encoder, split: Split, spec: ViewSpec) -> tuple[Tensor, Tensor]:
         """tokens (S, n, D) bfloat16, pooled (S, D) float32."""
@@ -152,7 +156,7 @@ def compare(job: ProbeJob, name: str, encoders: list[Encoder], specs: list[ViewS
             train, _ = job.encode(encoder, job.train, spec)
             test, _ = job.encode(encoder, job.heldout, spec)
             linear.append(job.linear(train, test))
-            if number == 0 and spec.name in ("codec", "frames") and not spec.blanked:
+            if number == 0 and spec.name in ("codec", "frames") and not spec.control:
                 heads = encoder.config.size.heads
                 attentive = job.attentive(train, test, heads, seed=0)
                 job.add("attentive", name, spec, train.shape[1], [attentive])
@@ -190,8 +194,8 @@ def run(config: ProbeConfig) -> Path:
     trained = [open_run(path)[0] for path in config.runs]
     untrained = [build_encoder(trained[0].config, seed=1000 + k) for k in range(len(trained))]
     codec, frames = job.spec("codec"), job.spec("frames")
-    blanked, single = job.spec("codec", blanked=True), job.spec("single frame")
-    compare(job, "trained", trained, [codec, frames, single, blanked])
+    controls = [job.spec("single frame"), job.spec("codec", "permuted"), job.spec("codec", "blanked")]
+    compare(job, "trained", trained, [codec, frames, *controls])
     compare(job, "untrained", untrained, [codec, frames])
     runs = {"trained": list(config.runs)}
     if config.shuffled:

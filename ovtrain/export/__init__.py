@@ -1,0 +1,1 @@
+"""Public checkpoint directories: ``hf`` writes them, ``load`` reads them."""

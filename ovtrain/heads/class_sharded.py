@@ -1,13 +1,14 @@
 """The class-sharded sampled head (paper eq. 9, r = 0.1): millions of centers, a slice per rank.
 
-Per step a share ``r`` of all global rows is drawn, shared by the batch, plus every positive of the global
-batch; a sample's own positives are never its negatives. The draw is a counter-based function of
-(seed, head, step, global row id), so neither the world size nor the sharding changes it.
+Per step a share ``r`` of all global rows is drawn, shared by the batch, plus every positive of the
+global batch; a sample's own positives are never its negatives. The draw is a counter-based function
+of (seed, head, step, global row id), so neither the world size nor the sharding changes it.
 
-The head lives outside the backend: it takes embeddings that were cut from the graph, gives the global-mean
-loss and leaves dL/d(embedding) on them (see ``engine/step.py`` and ``docs/gradient_contract.md``).
+The head lives outside the backend: it takes embeddings that were cut from the graph, gives the
+global-mean loss and leaves dL/d(embedding) on them (see ``engine/step.py`` and
+``docs/gradient_contract.md``).
 
-C classes, D width, B global samples, S local rows of the step, l labels per sample (padded with -1).
+C classes, D width, B global samples, S local rows of the step, l labels per sample, -1 pads.
 """
 
 from __future__ import annotations
@@ -87,9 +88,9 @@ class ClassShardedHead:
     ) -> Tensor:
         """() this rank's part of a micro-step's share of the step's global-mean loss.
 
-        embeddings (B, D) and labels (B, l), -1 where absent, of this source on all ranks; rows and ids
-        from ``take`` and ``draw``; count: labelled samples in the step's global batch. The parts of
-        all ranks and micro-steps add up to the loss; nobody divides again.
+        embeddings (B, D) and labels (B, l), -1 where absent, of this source on all ranks; rows and
+        ids from ``take`` and ``draw``; count: labelled samples in the step's global batch. The
+        parts of all ranks and micro-steps add up to the loss; nobody divides again.
         """
         cosine = normalize(embeddings) @ normalize(rows).T
         positive = (labels[:, :, None] == ids).any(1)  # (B, S)

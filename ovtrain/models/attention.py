@@ -1,7 +1,7 @@
 """Self-attention of one block on packed tokens.
 
-The fused projection is stored as (heads, 3, head_dim) rows, so that a tensor-parallel shard of heads is
-one contiguous slice. N tokens, D width, H heads, d head_dim.
+The fused projection is stored as (heads, 3, head_dim) rows, so that a tensor-parallel shard of
+heads is one contiguous slice. N tokens, D width, H heads, d head_dim.
 """
 
 from __future__ import annotations

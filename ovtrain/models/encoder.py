@@ -3,8 +3,8 @@
     encoder(patches (N, 3*p*p), positions (N, 3), cu_seqlens (B+1,), max_seqlen, group_id=None)
         -> tokens (N, D), pooled (B, D)
 
-Bidirectional ViT without class token or absolute positions. An image, eight frames, a tiling strip and a
-clip's codec patches are the same thing: a bag of patches with (t, h, w) positions.
+Bidirectional ViT without class token or absolute positions. An image, eight frames, a tiling strip
+and a clip's codec patches are the same thing: a bag of patches with (t, h, w) positions.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Encoder(nn.Module):
         max_seqlen: int,
         group_id: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See the module. uint8 patches are normalised here, on the device; floats are taken as they
-        are. ``group_id`` (N,) narrows attention to equal ids that are consecutive in a sample."""
+        """See the module. uint8 patches are normalised here, on the device; floats are taken as
+        they are. ``group_id`` (N,) narrows attention to equal ids that are consecutive in a
+        sample."""
         weight = self.embed.projection.weight
         if patches.dtype == torch.uint8:
             patches = normalise_patches(patches)
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
 def _attention_bounds(
     cu_seqlens: Tensor, max_seqlen: int, group_id: Tensor | None
 ) -> tuple[Tensor, int]:
-    """Sequence bounds cut further where ``group_id`` changes, so nothing is masked quadratically."""
+    """Sequence bounds cut further where ``group_id`` changes: nothing is masked quadratically."""
     if group_id is None:
         return cu_seqlens, max_seqlen
     changes = torch.nonzero(group_id[1:] != group_id[:-1]).flatten() + 1
@@ -78,7 +79,7 @@ def _attention_bounds(
 
 
 def init_weights(encoder: Encoder, seed: int) -> None:
-    """Normal std 0.02 for linear maps, 0 biases, 1/0 norms, N(0, 1) probe, xavier-uniform for the
+    """Normal std ``init_std`` for linear maps, 0 biases, 1/0 norms, N(0, 1) probe, xavier-uniform for the
     pooling's in-projection; a function of ``seed`` alone, equal on every rank."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in encoder.named_parameters():
@@ -93,7 +94,7 @@ def init_weights(encoder: Encoder, seed: int) -> None:
             bound = (6 / (encoder.width * 4)) ** 0.5
             value.uniform_(-bound, bound, generator=generator)
         else:
-            value.normal_(std=0.02, generator=generator)
+            value.normal_(std=encoder.config.init_std, generator=generator)
         with torch.no_grad():
             parameter.copy_(value)
     unset = [n for n, p in encoder.named_parameters() if not torch.isfinite(p).all()]

@@ -1,4 +1,4 @@
-"""Patch embedding: the public 14x14 stride-14 convolution without bias, as a linear map of patches."""
+"""Patch embedding: the public 14x14 stride-14 convolution without bias, as a linear map."""
 
 from __future__ import annotations
 

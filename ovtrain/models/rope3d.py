@@ -4,7 +4,7 @@ half = head_dim / 2 frequencies: a quarter for t, three eighths each for h and w
 inv_freq_i = theta ** (-i / n_axis). Tables are computed once per batch, in float32.
 
 ``rotary``   pairs (2i, 2i+1) share one angle: a true, shift-invariant rotation (default).
-``released`` the public code's: element j turns by angle f[j mod half], which is not a rotation; needed
+``released`` the public code's: element j turns by angle f[j mod half], which is not a rotation;
              for weights of the public release only.
 
 N tokens, H heads, d head_dim.

@@ -54,11 +54,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor
         count = len(list(run))
         rows_q = slice(at_q, at_q + count * len_q)
         rows_k = slice(at_k, at_k + count * len_k)
-        parts = (
+        run_q, run_k, run_v = (
             x[rows].unflatten(0, (count, -1)).transpose(1, 2)  # (count, H, len, d)
             for x, rows in ((q, rows_q), (k, rows_k), (v, rows_k))
         )
-        attended = scaled_dot_product_attention(*parts)
+        attended = scaled_dot_product_attention(run_q, run_k, run_v)
         out.append(attended.transpose(1, 2).flatten(0, 1))
         at_q, at_k = rows_q.stop, rows_k.stop
     return torch.cat(out)

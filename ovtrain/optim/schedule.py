@@ -8,7 +8,7 @@ from ovtrain.config.optim import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, peak: float | None = None) -> float:
-    """Rate of optimizer update ``step`` (0-based) of ``steps``: linear warm-up, then the schedule."""
+    """Rate of update ``step`` (0-based) of ``steps``: linear warm-up, then the schedule."""
     peak = config.lr if peak is None else peak
     warmup = round(config.warmup * steps)
     if step < warmup:

@@ -1,7 +1,7 @@
 """Row-sparse AdamW: state, decay and update touch only the rows of the step.
 
-Each row counts its own steps, so its bias correction is that of a row trained alone. A row that a step
-leaves out is not decayed and its moments do not age: work is proportional to touched rows.
+Each row counts its own steps, so its bias correction is that of a row trained alone. A row that a
+step leaves out is not decayed and its moments do not age: work is proportional to touched rows.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import IO, Any
 
 
 @contextmanager
-def atomic_open(path: Path | str, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
+def atomic_open(
+    path: Path | str, mode: str = "wb", *, sync: bool = True
+) -> Generator[IO[Any], None, None]:
     """Open a temp file beside ``path``; on a clean exit it is flushed to disk and takes the name.
 
     On an exception the temp file is removed and an older ``path`` stays as it was. ``sync=False``

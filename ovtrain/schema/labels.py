@@ -32,7 +32,7 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise LabelError(str(path), f"unreadable ({error})", fix="rebuild the store") from error
 
 
@@ -131,10 +131,10 @@ class LabelStore:
         hashes = hashes[order]
         if len(hashes) > 1 and (hashes[1:] == hashes[:-1]).any():
             raise LabelError("label store", "two sample keys are equal", fix="make keys unique")
-        counts = np.array([len(labels[i]) for i in order], dtype=np.int64)
+        counts = np.array([len(labels[int(i)]) for i in order], dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        ids = np.concatenate([labels[i] for i in order] or [np.empty(0)]).astype(np.int32)
-        return cls(hashes, offsets, ids, classes, fingerprint)
+        ids = np.concatenate([np.empty(0, np.int32), *(labels[int(i)] for i in order)])
+        return cls(hashes, offsets, ids.astype(np.int32), classes, fingerprint)
 
     def write(self, folder: Path) -> None:
         _save(folder / "keys.npy", self.keys)
@@ -186,5 +186,5 @@ def check_fingerprint(folder: Path, about: dict[str, Any], fingerprint: str | No
             str(folder / STORE),
             f"labels made from shards {about['fingerprint'][:12]}, the shards here are "
             f"{fingerprint[:12]}",
-            fix="assign labels for these shards with `ovtrain cluster assign`",
+            fix="assign labels for these shards with `ovtrain cluster`",
         )

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,8 @@ class ShardInfo:
 class ShardIndex:
     """Where each sample's members lie in its tar.
 
-    keys (S,) str; offsets (S, M) int64 byte of the payload's start; sizes (S, M) int64; M members in
-    the order of ``MEMBERS[kind]``.
+    keys (S,) str; offsets (S, M) int64 byte of the payload's start; sizes (S, M) int64; M members
+    in the order of ``MEMBERS[kind]``.
     """
 
     keys: list[str]
@@ -57,15 +58,17 @@ class ShardIndex:
     @classmethod
     def read(cls, path: Path) -> ShardIndex:
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as data:
                 return cls(
                     [str(k) for k in data["keys"]],
                     data["offsets"].astype(np.int64),
                     data["sizes"].astype(np.int64),
                 )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
             raise ManifestError(
-                str(path), f"shard index unreadable ({error})", fix="run `ovtrain data repair`"
+                str(path),
+                f"shard index unreadable ({error})",
+                fix="copy the folder or prepare it again",
             ) from error
 
 
@@ -94,7 +97,7 @@ class ShardManifest:
     def read(cls, folder: Path | str) -> ShardManifest:
         """Read ``folder/manifest.json``. Raises ManifestError."""
         path = Path(folder) / MANIFEST
-        fix = "write it with `ovtrain data shards` or point data.sources at a folder that has one"
+        fix = "write it with `ovtrain prepare` or point data.sources at a folder that has one"
         if not path.is_file():
             raise ManifestError(str(path), "no shard manifest here", fix=fix)
         try:
@@ -133,7 +136,7 @@ class ShardManifest:
             raise ManifestError(
                 str(folder / MANIFEST),
                 shown,
-                fix="copy the folder again or rebuild it with `ovtrain data shards`",
+                fix="copy the folder again or rebuild it with `ovtrain prepare`",
             )
 
 

@@ -1,8 +1,9 @@
 """One shard sample: its key, its tar members, their dtypes and units.
 
-A video sample is ``{key}.mp4`` (HEVC, 64 consecutive frames), ``{key}.energy.npy`` (uint16 (T, H, W)
-per-patch energy, 65,535 = 1.0, see ``ovtrain.codec.energy``) and ``{key}.json`` (``SampleMeta``); an
-image sample is ``{key}.jpg`` and ``{key}.json``. Labels and class names are never inside a shard.
+A video sample is ``{key}.mp4`` (HEVC, 64 consecutive frames), ``{key}.energy.npy`` (the energy per
+patch, uint16 (T, H, W), 65,535 = 1.0, see ``ovtrain.codec.energy``) and ``{key}.json``
+(``SampleMeta``); an image sample is ``{key}.jpg`` and ``{key}.json``. Labels and class names are
+never inside a shard.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class SampleMeta:
-    """What travels beside the payload. ``key`` has no dot (WebDataset splits names at the first)."""
+    """Travels beside the payload. ``key`` has no dot (WebDataset splits names at the first)."""
 
     key: str
     kind: Kind

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
+from ovtrain.config.load import load
+from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import validate
 from ovtrain.data.shards import ShardReader
+from ovtrain.distributed.context import World
+from ovtrain.engine.build import Parts, build
+from ovtrain.engine.run_directory import claim
+from ovtrain.engine.trainer import Trainer
 from tests.helpers.shards import write_labels, write_shards
+
+MEASURED = ("time", "samples_per_s", "tokens_per_s", "flops_per_s", "mfu", "data_wait")
+"""Fields of a metrics row that say how fast it went, not what was computed."""
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    """One rank's place without a process group: enough for whatever does not communicate."""
+    return World(rank, rank, size, torch.device("cpu"), None)
 
 
 def write_setup(folder: Path, samples: int = 24) -> None:
@@ -56,9 +73,35 @@ def base_config(folder: Path, **run: Any) -> dict[str, Any]:
 def write_config(folder: Path, name: str, **run: Any) -> str:
     """Path of a YAML whose run section has ``run`` on top, its output in ``folder/name``."""
     path = folder / f"{name}.yaml"
-    path.write_text(OmegaConf.to_yaml(base_config(folder, out=str(folder / name), **run)))
+    settings = {"out": str(folder / name)} | run
+    path.write_text(OmegaConf.to_yaml(base_config(folder, **settings)))
     return str(path)
+
+
+def typed_config(folder: Path, *overrides: str, **run: Any) -> TrainConfig:
+    """A validated config of the set-up in ``folder``."""
+    config = load(TrainConfig, write_config(folder, "typed", **run), overrides)
+    validate(config, "typed")
+    return config
+
+
+def fit(config: TrainConfig) -> Parts:
+    """Train in this process, without a process group; its parts after the last step."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        claim(config)
+        parts = build(config, world())
+        assert Trainer(config, parts, world()).fit()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return parts
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def computed(out: Path) -> list[dict[str, Any]]:
+    """Metrics rows without the fields that measure time."""
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in metrics(out)]

@@ -1,7 +1,7 @@
 """Decoders behind two Protocols, and the plain image decoder.
 
-``ClipDecoder``: encoded clip -> (T, H, W, 3) uint8 RGB. ``ImageDecoder``: JPEGs -> (H, W, 3) uint8 RGB
-each, at the picture side asked for (short side resized, centre cropped).
+``ClipDecoder``: encoded clip -> (T, H, W, 3) uint8 RGB. ``ImageDecoder``: JPEGs -> (H, W, 3) uint8
+RGB each, at the picture side asked for (short side resized, centre cropped).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ClipDecoder(Protocol):
-    def __call__(
-        self, data: bytes, where: str, indices: Sequence[int] | None = None
-    ) -> Pixels: ...
+    def __call__(self, data: bytes, where: str, indices: Sequence[int] | None = None) -> Pixels: ...
 
 
 class ImageDecoder(Protocol):
     """A batch in, one picture or one MediaError per JPEG out, in order."""
 
-    def __call__(self, data: Sequence[bytes], where: Sequence[str]) -> list[Pixels | MediaError]: ...
+    def __call__(
+        self, data: Sequence[bytes], where: Sequence[str]
+    ) -> list[Pixels | MediaError]: ...
 
 
 def decode_image(data: bytes, where: str) -> Pixels:

@@ -8,6 +8,7 @@ inverse transform and resampler) stay within a few levels; ``tests/parity`` stat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,32 @@ import numpy as np
 from ovtrain.data.decode.base import Pixels, decode_image
 from ovtrain.schema.errors import ConfigError, MediaError
 
+FEED = "jpegs"
 
-def _build(size: int, batch: int, threads: int, device_id: int | None, feed: Any) -> Any:
+
+def _build(size: int, batch: int, threads: int, device_id: int | None) -> Any:
     try:
-        from nvidia.dali import fn, pipeline_def, types  # pyright: ignore[reportMissingImports]
+        dali: Any = import_module("nvidia.dali")  # its stubs do not fit its functions
     except ImportError as error:
         raise ConfigError(
-            "data.image_decoder=dali", "nvidia-dali is not installed", fix="pip install ovtrain[dali]"
+            "data.image_decoder=dali",
+            "nvidia-dali is not installed",
+            fix="pip install ovtrain[dali]",
         ) from error
+    fn, types = dali.fn, dali.types
     device = "cpu" if device_id is None else "mixed"
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id)
+    # Nothing is fetched ahead: a run must see the pictures that were fed for it, not older ones.
+    @dali.pipeline_def(
+        batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=1
+    )
     def images() -> Any:
-        jpegs = fn.external_source(source=feed, dtype=types.UINT8, batch=True)
+        jpegs = fn.external_source(name=FEED, dtype=types.UINT8)
         pixels = fn.decoders.image(jpegs, device=device, output_type=types.RGB)
         pixels = fn.resize(
-            pixels, resize_shorter=size, interp_type=types.INTERP_CUBIC, antialias=False
+            pixels, resize_shorter=size, interp_type=types.INTERP_CUBIC, antialias=True
         )
-        return fn.crop(pixels, crop=(size, size), dtype=types.UINT8)
+        return fn.crop(pixels, crop=(size, size), rounding="truncate", dtype=types.UINT8)
 
     pipeline = images()
     pipeline.build()
@@ -46,8 +55,7 @@ class DaliImages:
         self, size: int, batch: int = 64, threads: int = 2, device_id: int | None = None
     ) -> None:
         self.batch = batch
-        self._queue: list[np.ndarray] = []
-        self._pipeline = _build(size, batch, threads, device_id, lambda: self._queue)
+        self._pipeline = _build(size, batch, threads, device_id)
 
     def __call__(self, data: Sequence[bytes], where: Sequence[str]) -> list[Pixels | MediaError]:
         found: list[Pixels | MediaError] = []
@@ -64,7 +72,7 @@ class DaliImages:
         return [next(pixels) if fault is None else fault for fault in checked]
 
     def _run(self, data: Sequence[bytes]) -> list[Pixels]:
-        self._queue = [np.frombuffer(d, dtype=np.uint8) for d in data]
+        self._pipeline.feed_input(FEED, [np.frombuffer(d, dtype=np.uint8) for d in data])
         (out,) = self._pipeline.run()
         out = out.as_cpu() if hasattr(out, "as_cpu") else out
         return [np.array(out.at(i)) for i in range(len(data))]

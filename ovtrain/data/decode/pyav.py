@@ -1,4 +1,4 @@
-"""Clip reader on PyAV: one thread per clip, one reused reformatter, only wanted frames converted."""
+"""Clip reader on PyAV: a thread per clip, a reused reformatter, only wanted frames converted."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def decode_clip(data: bytes, where: str, indices: Sequence[int] | None = None) -
     frames: dict[int, Pixels] = {}
     reformatter = av.video.reformatter.VideoReformatter()
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(stream)):
                 if wanted is None or number in wanted:
-                    frames[number] = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                    rgb = reformatter.reformat(frame, format="rgb24")
+                    frames[number] = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
                 if number == last:
                     break
     except (av.error.FFmpegError, IndexError) as error:

@@ -1,0 +1,77 @@
+"""A public checkpoint directory -> an ``Encoder``.
+
+``rope_style`` is read from ``config.json``; without the key it is ``released``, which the public
+release's weights need. Weights of any float type become float32. Raises CheckpointError.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ovtrain.export.public_format import CONFIG, WEIGHTS, from_public, model_config, to_public
+from ovtrain.models.encoder import Encoder
+from ovtrain.schema.errors import CheckpointError
+
+
+def load_encoder(folder: Path | str) -> Encoder:
+    """The encoder of ``folder``, on the CPU, in float32."""
+    folder = Path(folder)
+    config = model_config(_read_config(folder / CONFIG), str(folder / CONFIG))
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    tensors = _read_weights(folder / WEIGHTS)
+    _check(tensors, encoder, folder / WEIGHTS)
+    encoder = encoder.to_empty(device="cpu")  # aligned memory: sums are those of any other encoder
+    encoder.load_state_dict(from_public(tensors, config))  # copies, and converts to float32
+    return encoder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            str(path), f"unreadable ({error})", fix="name a public checkpoint directory"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            str(path), "not a JSON object", fix="name a public checkpoint directory"
+        )
+    return value
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            str(path), f"unreadable ({error})", fix="copy the directory again"
+        ) from error
+
+
+def _check(tensors: dict[str, Tensor], encoder: Encoder, path: Path) -> None:
+    """Every public name there, of its shape, and no other."""
+    wanted = _shapes(encoder)
+    faults = [f"{name} is missing" for name in wanted if name not in tensors]
+    faults += [f"{name} is not of this model" for name in tensors if name not in wanted]
+    for name, shape in wanted.items():
+        if name in tensors and tensors[name].shape != shape:
+            faults.append(f"{name} is {tuple(tensors[name].shape)}, not {tuple(shape)}")
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; {len(faults) - 5} more" if faults[5:] else "")
+        raise CheckpointError(
+            str(path), shown, fix=f"{CONFIG} and {WEIGHTS} must come from the same model"
+        )
+
+
+def _shapes(encoder: Encoder) -> dict[str, torch.Size]:
+    """Public names and shapes that this (meta) encoder wants."""
+    public = to_public(dict(encoder.state_dict()), encoder.config)
+    return {name: tensor.shape for name, tensor in public.items()}

@@ -1,0 +1,68 @@
+"""Run by torchrun: the collectives' checks and several training runs in one launch.
+
+    torchrun -m tests.parity.job OUT.json CONFIG.yaml ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovtrain.config.load import load
+from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import validate
+from ovtrain.distributed import collectives
+from ovtrain.distributed.context import World, start_world, stop_world
+from ovtrain.engine.build import build
+from ovtrain.engine.trainer import Trainer
+
+
+def gather_gradient(world: World) -> list[float]:
+    """Rank r holds r + 1 rows of 3; each rank's loss is (rank + 1) * sum(w * gathered), so each row's
+    gradient must be its weight times the sum of (rank + 1)."""
+    rows = 3
+    mine = torch.ones(world.rank + 1, 2, requires_grad=True)
+    gathered = collectives.all_gather_sum(mine, rows, world.group)
+    weights = torch.arange(gathered.numel()).view_as(gathered).float()
+    ((world.rank + 1) * weights * gathered).sum().backward()
+    first = world.rank * rows
+    factor = sum(range(1, world.size + 1))
+    expected = weights[first : first + len(mine)] * factor
+    assert mine.grad is not None
+    return [(mine.grad - expected).abs().max().item(), gathered.sum().item()]
+
+
+def check_collectives(world: World) -> dict[str, Any]:
+    group, rank = world.group, world.rank
+    error, total = gather_gradient(world)
+    ints = collectives.all_gather_padded(torch.full((rank + 1,), rank), 2, group, fill=-1)
+    number = torch.tensor(float(rank + 1))
+    return {
+        "gather_gradient_error": collectives.gather_objects(error, group),
+        "gathered_sum": total,
+        "padded": ints.tolist(),
+        "sum": collectives.all_reduce(number, group).item(),
+        "max": collectives.all_reduce(number, group, "max").item(),
+        "left_alone": number.item(),
+        "broadcast": collectives.broadcast_object({"from": rank}, group),
+    }
+
+
+def main(out: str, *configs: str) -> None:
+    world = start_world(force_group=True)
+    found = check_collectives(world)
+    for path in configs:
+        config = load(TrainConfig, path)
+        validate(config, path)
+        assert Trainer(config, build(config, world), world).fit()
+    if world.is_main:
+        Path(out).write_text(json.dumps(found))
+    stop_world()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,97 @@
+"""Rotary tables and their application against the formula in float64.
+
+Tolerance: angles up to 127 in float32 carry 127 * 2^-24 = 8e-6; 2e-5 covers their cosines.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ovtrain.models.rope3d import apply_rope, axis_sizes, rope_tables
+from ovtrain.schema.errors import ConfigError
+from tests.helpers import reference
+
+HEAD_DIM, THETA = 64, 10000.0
+
+
+@pytest.fixture
+def positions() -> Tensor:
+    """t up to 63, h up to 127 (tiling), w up to 31."""
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randint(0, top, (40,), generator=generator) for top in (64, 128, 32)]
+    return torch.stack(columns, 1).int()
+
+
+def vectors(count: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, 2, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def rotated(x: Tensor, positions: Tensor, style: str) -> Tensor:
+    return apply_rope(x, *rope_tables(positions, HEAD_DIM, THETA, style))
+
+
+def test_the_split_is_4_6_6():
+    assert axis_sizes(64) == (8, 12, 12)
+    assert axis_sizes(128) == (16, 24, 24)
+    with pytest.raises(ConfigError, match="4:6:6"):
+        axis_sizes(48)
+
+
+def test_tables_equal_the_formula_element_by_element(positions: Tensor):
+    cos, sin = rope_tables(positions, HEAD_DIM, THETA, "rotary")
+    assert cos.shape == (40, 1, HEAD_DIM)
+    for row in (0, 7, 39):
+        for pair in range(HEAD_DIM // 2):
+            axis, i = next(
+                (a, pair - start)
+                for a, start, stop in ((0, 0, 8), (1, 8, 20), (2, 20, 32))
+                if start <= pair < stop
+            )
+            angle = positions[row, axis].item() * THETA ** (-i / (8, 12, 12)[axis])
+            for element in (2 * pair, 2 * pair + 1):
+                assert cos[row, 0, element].item() == pytest.approx(math.cos(angle), abs=2e-5)
+                assert sin[row, 0, element].item() == pytest.approx(math.sin(angle), abs=2e-5)
+
+
+@pytest.mark.parametrize("style", ["rotary", "released"])
+def test_rotation_equals_the_reference(positions: Tensor, style: str):
+    x = vectors(40)
+    angle = reference.angles(positions, HEAD_DIM, THETA)
+    expected = reference.rotate(x.double(), angle, style)
+    found = rotated(x, positions, style)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)  # |x| up to 4
+
+
+def scores(positions: Tensor, style: str) -> Tensor:
+    """q.k of one pair of vectors at one relative offset, from every absolute position."""
+    q, k = vectors(1, 2).expand(len(positions), -1, -1), vectors(1, 3).expand(len(positions), -1, -1)
+    offset = torch.tensor([3, 2, 5])
+    return (rotated(q, positions, style) * rotated(k, positions + offset, style)).sum(-1)
+
+
+def test_rotary_depends_on_relative_positions_only(positions: Tensor):
+    found = scores(positions, "rotary")
+    # 64 products of size 1, each with the table's error: 64 * 2e-5 at worst, in practice 1e-4.
+    assert (found.amax(0) - found.amin(0)).max() < 5e-4
+
+
+def test_rotary_keeps_norms(positions: Tensor):
+    x = vectors(40)
+    torch.testing.assert_close(rotated(x, positions, "rotary").norm(dim=-1), x.norm(dim=-1))
+
+
+def test_released_is_neither_shift_invariant_nor_a_rotation(positions: Tensor):
+    """Kept exact for the public weights, not because it is right."""
+    found = scores(positions, "released")
+    assert (found.amax(0) - found.amin(0)).min() > 1
+    x = vectors(40)
+    drift = rotated(x, positions, "released").norm(dim=-1) / x.norm(dim=-1) - 1
+    assert drift.abs().max() > 0.01
+
+
+def test_images_at_t_0_are_turned_by_h_and_w_only():
+    positions = torch.tensor([[0, 0, 0]])
+    x = vectors(1)
+    assert torch.equal(rotated(x, positions, "rotary"), x)

@@ -1,0 +1,48 @@
+"""A run's numbers depend neither on the number of processes, nor on the backend, nor on accumulation.
+
+What may differ is the order of float32 sums (ranks, micro-steps, ZeRO's flat partitions): about 1e-7 per
+sum, growing over 20 updates whose losses move by a factor of two. 1e-5 relative is that with room, and far
+below any wrong factor (a missing 1 / world size is 1).
+"""
+
+import pytest
+
+from tests.helpers.training import metrics
+from tests.parity.conftest import ONE_PROCESS, TWO_PROCESSES, Runs
+
+RELATIVE = 1e-5
+OTHERS = ["plain-accumulated", *ONE_PROCESS, *TWO_PROCESSES]
+COLUMNS = ("loss", "loss/video", "loss/image", "grad_norm")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_twenty_steps_equal_the_plain_single_process(runs: Runs, name: str):
+    reference, found = metrics(runs.out("plain")), metrics(runs.out(name))
+    assert [row["step"] for row in found] == list(range(1, 21))
+    for expected, row in zip(reference, found, strict=True):
+        for column in COLUMNS:
+            assert row[column] == pytest.approx(expected[column], rel=RELATIVE), row["step"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_same_samples_were_read(runs: Runs, name: str):
+    last, expected = metrics(runs.out(name))[-1], metrics(runs.out("plain"))[-1]
+    assert last["views"] == expected["views"]
+    assert last["views"]["image"] == 60  # 3 of 7 in each of 20 steps
+    assert last["bad_samples"] == 0
+
+
+def test_losses_fall_or_move(runs: Runs):
+    """Guards the tests above against comparing runs in which nothing happens."""
+    losses = [row["loss"] for row in metrics(runs.out("plain"))]
+    assert max(losses) > 1.2 * min(losses)
+
+
+def test_collectives_keep_their_gradient_contract(runs: Runs):
+    found = runs.collectives
+    # Sums of small whole numbers are exact in float32.
+    assert found["gather_gradient_error"] == [0.0, 0.0]
+    assert found["gathered_sum"] == 6.0
+    assert found["padded"] == [0, -1, 1, 1]
+    assert (found["sum"], found["max"], found["left_alone"]) == (3.0, 2.0, 1.0)
+    assert found["broadcast"] == {"from": 0}

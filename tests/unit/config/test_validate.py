@@ -1,0 +1,82 @@
+"""Rules of the sections and between them; each message names key, finding, rule and remedy."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovtrain.config.data import SourceConfig, ViewShares
+from ovtrain.config.load import find_config, load
+from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import problems, validate
+from ovtrain.schema.errors import ConfigError
+
+SOURCES = [SourceConfig("video", "v"), SourceConfig("image", "i")]
+
+
+def config(**sections: dict[str, Any]) -> TrainConfig:
+    made = TrainConfig()
+    base = {"data": {"sources": SOURCES}, "run": {"steps": 10}}
+    for name in ("model", "data", "head", "optim", "run"):
+        changes = base.get(name, {}) | sections.get(name, {})
+        made = replace(made, **{name: replace(getattr(made, name), **changes)})
+    return made
+
+
+def test_the_defaults_need_only_sources_and_a_length():
+    assert problems(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"preset": "gigantic"}}, "model.preset=gigantic; allowed: tiny, small"),
+        ({"model": {"rope_style": "spin"}}, "allowed: rotary, released"),
+        ({"head": {"sample_rate": 0.0}}, "head.sample_rate=0.0; allowed: above 0 to 1"),
+        ({"head": {"reduction": "sum"}}, "allowed: positive, sample"),
+        ({"optim": {"lr": -1.0}}, "optim.lr=-1.0"),
+        ({"optim": {"warmup": 1.5}}, "optim.warmup=1.5"),
+        ({"run": {"samples": 5}}, "give exactly one"),
+        ({"run": {"steps": 0}}, "give exactly one"),
+        ({"run": {"precision": "fp16"}}, "allowed: fp32, bf16"),
+        ({"run": {"zero_stage": 0}}, "run.zero_stage=0; allowed: 1, 2"),
+        ({"data": {"sources": []}}, "data.sources is empty"),
+        ({"data": {"sources": [SOURCES[0]] * 2}}, "each needs a name of its own"),
+        ({"data": {"views": ViewShares(0.5, 0.5, 0.1)}}, "multiples of 1/16 that sum to 1"),
+        ({"data": {"views": ViewShares(0.33, 0.33, 0.34)}}, "multiples of 1/16"),
+        ({"data": {"image_decoder": "magic"}}, "allowed: pillow, dali"),
+        ({"data": {"size": 225}}, "data.size=225 must be a multiple of model.patch=14; use 224 or"),
+        ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
+        ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),
+        ({"run": {"global_batch": 1}}, "below the number of sources (2)"),
+    ],
+)
+def test_each_rule_names_its_key(sections: dict[str, Any], message: str):
+    found = problems(config(**sections))
+    assert any(message in text for text in found), found
+
+
+def test_the_budget_rule_says_which_budget_fits():
+    (text,) = problems(config(data={"token_budget": 2000}))
+    assert "use 2048" in text
+    codec_only = {"token_budget": 2000, "views": ViewShares(1.0, 0.0, 0.0)}
+    assert problems(config(data=codec_only)) == []
+
+
+def test_all_problems_arrive_in_one_error():
+    wrong = config(model={"preset": "x"}, head={"scale": 0.0}, optim={"schedule": "y"})
+    with pytest.raises(ConfigError) as caught:
+        validate(wrong, "my.yaml")
+    for part in ("my.yaml", "model.preset=x", "head.scale=0.0", "optim.schedule=y"):
+        assert part in str(caught.value)
+
+
+def test_a_length_in_samples_is_rounded_up_to_steps():
+    assert config(run={"steps": 0, "samples": 1000, "global_batch": 256}).run.total_steps == 4
+
+
+@pytest.mark.parametrize("path", sorted(find_config("demo/stage1").parents[1].glob("pretrain/*")))
+def test_every_shipped_recipe_is_valid(path: Path):
+    found = problems(load(TrainConfig, path))
+    assert [text for text in found if "sources" not in text] == []

@@ -1,0 +1,122 @@
+"""Data order: pure functions whose promises are exact, not statistical."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ovtrain.config.data import VIEW_BLOCK, SourceConfig, ViewShares
+from ovtrain.data.order import SampleOrder, StepPlan, mixture_counts, view_of
+from ovtrain.schema.errors import ConfigError
+
+
+def test_every_epoch_holds_every_sample_once_in_another_order():
+    order = SampleOrder("video", 37, seed=1)
+    epochs = [[order(g) for g in range(37 * e, 37 * (e + 1))] for e in range(3)]
+    for number, epoch in enumerate(epochs):
+        assert sorted(sample for sample, _ in epoch) == list(range(37))
+        assert {e for _, e in epoch} == {number}
+    assert epochs[0] != [(sample, 0) for sample, _ in epochs[1]]
+
+
+def test_the_order_is_a_function_of_seed_source_and_place():
+    places = np.random.default_rng(0).permutation(90).tolist()
+    straight = {g: SampleOrder("video", 37, 1)(g) for g in range(90)}
+    jumping = SampleOrder("video", 37, 1)
+    assert {g: jumping(g) for g in places} == straight
+    for other in (SampleOrder("image", 37, 1), SampleOrder("video", 37, 2)):
+        assert [other(g) for g in range(37)] != [straight[g] for g in range(37)]
+
+
+@pytest.mark.parametrize("shares", [ViewShares(), ViewShares(1, 0, 0), ViewShares(0.25, 0.25, 0.5)])
+def test_every_block_of_sixteen_holds_the_exact_shares(shares: ViewShares):
+    for block in range(20):
+        views = Counter(
+            view_of(g, shares, seed=3, source="video")
+            for g in range(block * VIEW_BLOCK, (block + 1) * VIEW_BLOCK)
+        )
+        assert tuple(views[v] for v in range(3)) == shares.counts()
+
+
+def test_blocks_are_permuted_differently():
+    def block(number: int, seed: int = 3, source: str = "v") -> list[int]:
+        places = range(number * VIEW_BLOCK, (number + 1) * VIEW_BLOCK)
+        return [view_of(g, ViewShares(), seed, source) for g in places]
+
+    assert block(0) == block(0)
+    assert block(0) != block(1)
+    assert block(0) != block(0, seed=4)
+    assert block(0) != block(0, source="w")
+
+
+@pytest.mark.parametrize(
+    ("shares", "batch", "counts"),
+    [
+        ([1, 1], 8, [4, 4]),
+        ([1, 1], 7, [4, 3]),
+        ([2, 1, 1], 10, [5, 3, 2]),
+        ([0.7, 0.2, 0.1], 10, [7, 2, 1]),
+        ([5], 3, [3]),
+    ],
+)
+def test_mixture_counts_are_the_largest_remainders(shares, batch, counts):
+    sources = [SourceConfig(str(i), share=share) for i, share in enumerate(shares)]
+    assert mixture_counts(sources, batch) == counts
+
+
+def test_a_source_that_would_never_be_read_is_an_error():
+    sources = [SourceConfig("big", share=100), SourceConfig("small", share=1)]
+    with pytest.raises(ConfigError, match="no sample for source small"):
+        mixture_counts(sources, 8)
+
+
+PLANS = [
+    ([8, 8], 1, 0),
+    ([7, 3], 2, 0),
+    ([7, 3], 4, 2),
+    ([4, 4], 1, 3),
+    ([1, 1], 4, 0),
+    ([16, 5, 2], 3, 4),
+]
+
+
+@pytest.mark.parametrize(("counts", "ranks", "micro_batch"), PLANS)
+def test_a_step_deals_every_sample_exactly_once(counts, ranks, micro_batch):
+    plan = StepPlan.build(counts, ranks, micro_batch)
+    for source, count in enumerate(counts):
+        dealt = [
+            place
+            for rank in range(ranks)
+            for micro in range(plan.micro_steps)
+            for place in plan.places(source, rank, micro)
+        ]
+        assert dealt == list(range(count))
+
+
+@pytest.mark.parametrize(("counts", "ranks", "micro_batch"), PLANS)
+def test_no_micro_step_exceeds_the_micro_batch(counts, ranks, micro_batch):
+    plan = StepPlan.build(counts, ranks, micro_batch)
+    held = [sum(plan.held(r, m)) for r in range(ranks) for m in range(plan.micro_steps)]
+    assert max(held) <= (micro_batch or sum(counts))
+    for micro in range(plan.micro_steps):
+        assert plan.slots(micro) == max(1, *(sum(plan.held(r, micro)) for r in range(ranks)), 1)
+
+
+@pytest.mark.parametrize(("counts", "ranks", "micro_batch"), PLANS)
+def test_gathered_rows_find_each_samples_place(counts, ranks, micro_batch):
+    """Simulated gather: each rank packs (source, place) in packing order, padded to the slots."""
+    plan = StepPlan.build(counts, ranks, micro_batch)
+    for micro in range(plan.micro_steps):
+        gathered: list[tuple[int, int] | None] = []
+        for rank in range(ranks):
+            mine = [(s, p) for s in range(len(counts)) for p in plan.places(s, rank, micro)]
+            gathered += [*mine, *[None] * (plan.slots(micro) - len(mine))]
+        for source in range(len(counts)):
+            found = [gathered[row] for row in plan.gathered_rows(source, micro)]
+            expected = [p for r in range(ranks) for p in plan.places(source, r, micro)]
+            assert found == [(source, place) for place in expected]
+
+
+def test_a_micro_batch_below_the_sources_is_an_error():
+    with pytest.raises(ConfigError, match=r"run.micro_batch=1: is below the number of sources \(2\)"):
+        StepPlan.build([4, 4], 1, 1)

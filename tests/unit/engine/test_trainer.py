@@ -1,0 +1,143 @@
+"""The loop: a polite stop resumes exactly, non-finite losses stop the run, states round-trip."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovtrain.checkpoint.restore import checkpoint_folder, open_run
+from ovtrain.config.train import TrainConfig
+from ovtrain.engine.backend import PlainBackend
+from ovtrain.engine.build import build
+from ovtrain.engine.preemption import StopRequest
+from ovtrain.engine.state import TrainState
+from ovtrain.engine.trainer import NonFiniteLoss, Trainer
+from ovtrain.models.encoder import build_encoder
+from ovtrain.schema.errors import CheckpointError, ConfigError
+from tests.helpers.training import computed, fit, typed_config, world
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def small(setup_folder: Path, out: Path, *overrides: str, **run) -> TrainConfig:
+    settings = {"backend": "ddp", "steps": 4, "checkpoint_every": 100, "out": str(out)} | run
+    return typed_config(setup_folder, *overrides, **settings)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_next_start_goes_on(setup_folder, tmp_path, number):
+    straight = small(setup_folder, tmp_path / "straight")
+    fit(straight)
+    config = small(setup_folder, tmp_path / "stopped")
+    parts = build(config, world())
+    trainer = Trainer(config, parts, world())
+    run, calls = parts.step.run, []
+
+    def run_and_signal(batch, step):
+        calls.append(step)
+        if step == 1:
+            os.kill(os.getpid(), number)
+        return run(batch, step)
+
+    parts.step.run = run_and_signal  # type: ignore[method-assign]
+    assert not trainer.fit()
+    assert calls == [0, 1]
+    assert checkpoint_folder(tmp_path / "stopped").name == "step-00000002"
+    fit(config)
+    assert computed(tmp_path / "stopped") == computed(tmp_path / "straight")
+
+
+def test_signals_may_come_any_number_of_times():
+    stop = StopRequest(world())
+    assert not stop.requested()
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested()
+
+
+def test_a_non_finite_loss_stops_with_the_step_and_a_remedy(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path)
+    parts = build(config, world())
+    parts.heads[0].head.rows.fill_(float("inf"))
+    trainer = Trainer(config, parts, world())
+    with pytest.raises(NonFiniteLoss, match=r"step 1: .*nan.*lower optim\.lr"):
+        trainer.fit()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_finished_run_started_again_does_nothing(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path, steps=2)
+    fit(config)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    fit(config)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_stage_two_starts_from_the_encoder_of_stage_one(setup_folder, tmp_path):
+    fit(small(setup_folder, tmp_path / "one", steps=2))
+    config = small(setup_folder, tmp_path / "two", init_from=str(tmp_path / "one"), seed=5)
+    parts = build(config, world())
+    parts.loader.close()
+    assert config.run.seed == 5
+    trained, _ = open_run(tmp_path / "one")
+    for name, tensor in parts.encoder.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[name])
+
+
+def test_labels_with_another_number_of_classes_cannot_resume(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path, steps=2)
+    fit(config)
+    parts = build(replace(config, run=replace(config.run, steps=3)), world())
+    parts.heads[0].head.classes = 41
+    with pytest.raises(CheckpointError, match="head video has 40 classes; allowed: 41"):
+        parts.checkpoints.resume()
+    parts.loader.close()
+
+
+def test_sources_without_any_labels_are_an_error(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path)
+    bare = [replace(source, labels="") for source in config.data.sources]
+    with pytest.raises(ConfigError, match="no source has labels"):
+        build(replace(config, data=replace(config.data, sources=bare)), world())
+
+
+def test_a_source_without_labels_trains_no_head(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path, steps=1)
+    sources = [config.data.sources[0], replace(config.data.sources[1], labels="")]
+    fit(replace(config, data=replace(config.data, sources=sources)))
+    (row,) = computed(tmp_path)
+    assert "loss/video" in row
+    assert "loss/image" not in row
+
+
+def test_a_backends_state_round_trips(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path, steps=1)
+    parts = build(config, world())
+    parts.step.run(next(parts.loader), 0)
+    parts.loader.close()
+    state = {
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in parts.step.backend.export_state().items()
+    }
+    assert float(state["steps"]["all"]) == 1
+    other = PlainBackend(build_encoder(config.model, seed=9), config.optim, world())
+    other.import_state(state)
+    for part, named in other.export_state().items():
+        for name, tensor in named.items():
+            assert torch.equal(tensor, state[part][name]), (part, name)
+
+
+def test_the_train_state_is_its_own_checkpoint():
+    state = TrainState(3, {"video": 8}, {"codec": 5}, 2, 1)
+    other = TrainState()
+    other.restore(state.to_json())
+    assert other == state

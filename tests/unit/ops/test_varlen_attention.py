@@ -1,0 +1,60 @@
+"""The SDPA backend against a masked dense softmax in float64; the choice of a backend."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ovtrain.ops.varlen_attention import choose_backend, varlen_attention
+from ovtrain.schema.errors import ConfigError
+
+
+def bounds(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
+    """One big softmax; pairs of different sequences are masked."""
+    rows = torch.repeat_interleave(torch.arange(len(cu_q) - 1), cu_q.diff())
+    columns = torch.repeat_interleave(torch.arange(len(cu_k) - 1), cu_k.diff())
+    logits = torch.einsum("nhd,mhd->hnm", q.double(), k.double()) / q.shape[-1] ** 0.5
+    logits = logits.masked_fill(rows[:, None] != columns, float("-inf"))
+    return torch.einsum("hnm,mhd->nhd", logits.softmax(-1), v.double())
+
+
+@pytest.mark.parametrize(
+    ("lengths_q", "lengths_k"),
+    [
+        ([4, 4, 4], [4, 4, 4]),
+        ([1, 5, 5, 2, 2, 2, 7], [1, 5, 5, 2, 2, 2, 7]),
+        ([1, 1, 1, 1], [3, 3, 9, 1]),  # pooling: one query per sequence
+        ([2, 2, 3], [5, 1, 1]),
+        ([6], [6]),
+    ],
+)
+def test_runs_of_unequal_lengths_equal_a_masked_dense_softmax(lengths_q, lengths_k):
+    """Float32 softmax of about ten logits: 1e-5 forward, the same for gradients of unit size."""
+    generator = torch.Generator().manual_seed(0)
+    cu_q, cu_k = bounds(lengths_q), bounds(lengths_k)
+    q, k, v = (
+        torch.randn(int(cu[-1]), 2, 16, generator=generator).requires_grad_()
+        for cu in (cu_q, cu_k, cu_k)
+    )
+    weight = torch.randn(q.shape, generator=generator)
+    found = varlen_attention(q, k, v, cu_q, cu_k, max(lengths_q), max(lengths_k))
+    gradients = torch.autograd.grad((found * weight).sum(), (q, k, v))
+    expected = dense(q, k, v, cu_q, cu_k)
+    wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    for a, b in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_auto_takes_the_reference_on_a_cpu():
+    assert choose_backend("auto", "cpu", torch.float32) == "sdpa"
+    assert choose_backend("sdpa", "cpu", torch.bfloat16) == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["flash", "varlen"])
+def test_a_backend_that_cannot_run_here_is_refused_by_name(name: str):
+    with pytest.raises(ConfigError, match=f"model.attention={name}: cannot run on cpu .*use auto"):
+        choose_backend(name, "cpu", torch.float32)
