@@ -17,7 +17,7 @@ from ovtrain.config.load import find_config, load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
 from ovtrain.observability.logger import job_logger
-from ovtrain.schema.errors import OvtrainError
+from ovtrain.schema.errors import ConfigError, OvtrainError
 
 STOPPED = 75
 
@@ -48,6 +48,10 @@ def run(config: TrainConfig) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if not argv:
+            raise ConfigError(
+                "ovtrain.train", "no config given", allowed="CONFIG.yaml [key=value ...]"
+            )
         config = load(TrainConfig, find_config(argv[0]), argv[1:])
         validate(config, argv[0])
         return run(config)

@@ -13,7 +13,8 @@ from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.schema.errors import CheckpointError
 
 EncoderTensors = dict[str, dict[str, Tensor]]
-"""{"param" | "first" | "second": {parameter name: unsharded float32 tensor}}, and "steps": {"": ()}."""
+"""{"param" | "first" | "second": {parameter name: unsharded float32 tensor}}, and "steps": {"":
+()}."""
 
 
 class EncoderOwner(Protocol):

@@ -1,8 +1,8 @@
 """The public architecture written out by hand, dense, one sequence at a time, in float64.
 
 It reads tensors under the public checkpoint's names and uses nothing of ``ovtrain.models`` or
-``ovtrain.ops``: convolution for the patches, a written-out softmax, complex numbers for the rotation.
-N tokens, D width, H heads, d head_dim.
+``ovtrain.ops``: convolution for the patches, a written-out softmax, complex numbers for the
+rotation. N tokens, D width, H heads, d head_dim.
 """
 
 from __future__ import annotations

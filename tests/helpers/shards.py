@@ -62,7 +62,9 @@ def write_shards(
         keys = [f"{kind}-{seed}-{i:04d}" for i in rows]
         tar = folder / f"{kind}-{number:06d}.tar"
         places = [
-            _write_sample(tar_path=tar, key=k, kind=kind, rng=rng, frames=frames, size=size, patch=patch)
+            _write_sample(
+                tar_path=tar, key=k, kind=kind, rng=rng, frames=frames, size=size, patch=patch
+            )
             for k in keys
         ]
         _close_tar(tar, places)
@@ -71,7 +73,14 @@ def write_shards(
         infos.append(ShardInfo(tar.name, len(keys), tar.stat().st_size, file_sha256(tar)))
         every += keys
     manifest = ShardManifest(
-        kind, kind, frames if kind == "video" else 1, size, size, patch, fingerprint(every), tuple(infos)
+        kind,
+        kind,
+        frames if kind == "video" else 1,
+        size,
+        size,
+        patch,
+        fingerprint(every),
+        tuple(infos),
     )
     manifest.write(folder)
     return manifest
@@ -108,7 +117,12 @@ def _index(tar: Path, keys: list[str], kind: str) -> tuple[np.ndarray, np.ndarra
 
 
 def write_labels(
-    folder: Path, manifest: ShardManifest, keys: list[str], classes: int, top: int = 3, seed: int = 0
+    folder: Path,
+    manifest: ShardManifest,
+    keys: list[str],
+    classes: int,
+    top: int = 3,
+    seed: int = 0,
 ) -> LabelStore:
     """Random distinct labels for every key."""
     rng = np.random.default_rng(seed)

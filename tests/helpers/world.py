@@ -1,4 +1,5 @@
-"""Real multi-process runs: n gloo ranks through torchrun, a free port, a timeout, the first traceback."""
+"""Real multi-process runs: n gloo ranks through torchrun, a free port, a timeout, the first
+traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(processes: int, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    processes: int, *arguments: str, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
     """``torchrun --nproc-per-node processes arguments``; output is captured, nothing is checked."""
     return subprocess.run(
         torchrun_command(processes, *arguments),

@@ -128,7 +128,8 @@ def test_another_config_for_the_same_run(error, trained: Path):
 
 
 def test_init_from_a_folder_without_checkpoints(error, folder: Path):
-    assert "no checkpoint here" in error(f"run.init_from={folder / 'video'}", "run.out=x")
+    overrides = [f"run.init_from={folder / 'video'}", f"run.out={folder / 'other'}"]
+    assert "no checkpoint here" in error(*overrides)
 
 
 def test_a_corrupt_clip_is_quarantined_and_training_goes_on(folder: Path):

@@ -1,6 +1,6 @@
 """Run by torchrun: the collectives' checks and several training runs in one launch.
 
-    torchrun -m tests.parity.job OUT.json CONFIG.yaml ...
+torchrun -m tests.parity.job OUT.json CONFIG.yaml ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ovtrain.engine.trainer import Trainer
 
 
 def gather_gradient(world: World) -> list[float]:
-    """Rank r holds r + 1 rows of 3; each rank's loss is (rank + 1) * sum(w * gathered), so each row's
+    """Rank r holds r + 1 rows of 3; each rank's loss is (rank + 1) * sum(w * gathered), so each
+    row's
     gradient must be its weight times the sum of (rank + 1)."""
     rows = 3
     mine = torch.ones(world.rank + 1, 2, requires_grad=True)

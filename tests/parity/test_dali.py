@@ -1,8 +1,9 @@
 """DALI's pictures against Pillow's, within a few levels of 255.
 
-What differs is the rounding of the resampler's weights and sampling places: measured 2 levels at most on
-smooth pictures, 18 (4 on average) on a chequerboard shrunk to three pixels per field, the worst case. A crop
-that is off by one pixel gives 60 on average there, a picture of the call before about 90.
+What differs is the rounding of the resampler's weights and sampling places: measured 2 levels at
+most on smooth pictures, 18 (4 on average) on a chequerboard shrunk to three pixels per field, the
+worst case. A crop that is off by one pixel gives 60 on average there, a picture of the call before
+about 90.
 """
 
 import os
@@ -25,7 +26,7 @@ def smooth(height: int, width: int, seed: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     planes = []
     for _ in range(3):
-        fy, fx, phase = rng.uniform(0.5, 3, 2).tolist() + [rng.uniform(0, 6)]
+        fy, fx, phase = *rng.uniform(0.5, 3, 2), rng.uniform(0, 6)
         planes.append(127 + 100 * np.sin(fy * y / height * 3 + fx * x / width * 3 + phase))
     return np.stack(planes, -1).clip(0, 255).astype(np.uint8)
 

@@ -1,11 +1,13 @@
 """The class-sharded sampled head against a dense float64 reference.
 
-Tolerance: the head works in float32 on 32-element dot products of unit vectors (error about 1e-7) times the
-scale 10, summed over about 100 logits: relative errors of 1e-6. 1e-5 leaves ten times that.
+Tolerance: the head works in float32 on 32-element dot products of unit vectors (error about 1e-7)
+times the scale 10, summed over about 100 logits: relative errors of 1e-6. 1e-5 leaves ten times
+that.
 """
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -84,7 +86,9 @@ def dense(config: HeadConfig, embeddings: Tensor, labels: Tensor, drawn: Tensor)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize(("rate", "reduction"), [(1.0, "positive"), (0.3, "positive"), (0.3, "sample")])
+@pytest.mark.parametrize(
+    ("rate", "reduction"), [(1.0, "positive"), (0.3, "positive"), (0.3, "sample")]
+)
 def test_shards_add_up_to_the_dense_loss_and_gradients(embeddings, labels, ranks, rate, reduction):
     config = replace(CONFIG, sample_rate=rate, reduction=reduction)
     loss, to_embeddings, to_rows, drawn = sharded(ranks, config, embeddings, labels, count=8)
@@ -130,7 +134,8 @@ def test_every_positive_of_the_batch_is_drawn(labels):
 
 
 def test_a_positive_is_never_a_negative(embeddings, labels):
-    """Were a positive also counted as a negative, moving it towards its sample could raise the loss; a
+    """Were a positive also counted as a negative, moving it towards its sample could raise the
+    loss; a
     row that is only positive has a gradient that points away from its sample's embedding."""
     (head,) = heads(1, replace(CONFIG, sample_rate=1.0))
     ids = head.draw(0, labels)
@@ -149,7 +154,7 @@ def test_the_draw_is_the_asked_share_and_changes_every_step():
     draws = [set(head.draw(step, empty).tolist()) for step in range(4)]
     for draw in draws:  # binomial: 2000 +- 42; five standard deviations
         assert abs(len(draw) - 2000) < 5 * 42
-    for a, b in zip(draws, draws[1:], strict=False):  # independent draws share a tenth: 200 +- 13
+    for a, b in pairwise(draws):  # independent draws share a tenth: 200 +- 13
         assert abs(len(a & b) - 200) < 5 * 14
 
 

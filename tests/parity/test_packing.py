@@ -1,7 +1,7 @@
 """The packed encoder against sequences one by one, and against the dense float64 architecture.
 
-Tolerances: one SDPA call for a run of equal lengths sums in another order than a call per sequence: 1e-5 on
-layer-normed tokens of size 1. Float32 against float64 through six blocks: 2e-5.
+Tolerances: one SDPA call for a run of equal lengths sums in another order than a call per
+sequence: 1e-5 on layer-normed tokens of size 1. Float32 against float64 through six blocks: 2e-5.
 """
 
 from dataclasses import replace

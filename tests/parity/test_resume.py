@@ -1,7 +1,8 @@
 """A run that is killed goes on as if nothing had happened; on another world size as well.
 
-Bit-identical, not close: on the same number of processes nothing may differ, because all randomness is a
-function of (seed, role, counter) and the restored state is the exact float32 state.
+Bit-identical, not close: on the same number of processes nothing may differ, because all
+randomness is a function of (seed, role, counter) and the restored state is the exact float32
+state.
 """
 
 import os
@@ -58,7 +59,8 @@ def kill_at(config: str, out: Path, line: int) -> None:
 
 @pytest.fixture(scope="module")
 def killed(runs: Runs) -> Path:
-    """The run of ``deepspeed-2``, killed at a random step and started again with the same command."""
+    """The run of ``deepspeed-2``, killed at a random step and started again with the same
+    command."""
     out = runs.folder / "killed"
     config = write_config(runs.folder, "killed", **(UNEVEN | {"checkpoint_every": 3}))
     step = random.SystemRandom().randrange(2, 17)
@@ -85,7 +87,8 @@ def test_nothing_of_a_killed_save_is_left(killed: Path):
 
 
 def test_two_ranks_checkpoint_goes_on_on_one_process(runs: Runs):
-    """Steps 19 and 20 on one process with the plain backend, from the step-18 state of two ZeRO ranks.
+    """Steps 19 and 20 on one process with the plain backend, from the step-18 state of two ZeRO
+    ranks.
 
     Head files hold class ranges 0..20..40; one process reads both. 1e-5 as in test_worlds."""
     out = runs.folder / "alone"

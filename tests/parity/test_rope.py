@@ -66,7 +66,10 @@ def test_rotation_equals_the_reference(positions: Tensor, style: str):
 
 def scores(positions: Tensor, style: str) -> Tensor:
     """q.k of one pair of vectors at one relative offset, from every absolute position."""
-    q, k = vectors(1, 2).expand(len(positions), -1, -1), vectors(1, 3).expand(len(positions), -1, -1)
+    q, k = (
+        vectors(1, 2).expand(len(positions), -1, -1),
+        vectors(1, 3).expand(len(positions), -1, -1),
+    )
     offset = torch.tensor([3, 2, 5])
     return (rotated(q, positions, style) * rotated(k, positions + offset, style)).sum(-1)
 

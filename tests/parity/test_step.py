@@ -1,13 +1,15 @@
-"""Three optimizer steps of ``TrainStep`` on the plain backend against the whole loss written by hand.
+"""Three optimizer steps of ``TrainStep`` on the plain backend against the whole loss written by
+hand.
 
-The reference is one autograd graph in float64: the encoder sample by sample (``tests/helpers/reference``),
-dense logits over all class rows, both sources' weighted means, one clip by the global norm, and dense AdamW
-on everything.
+The reference is one autograd graph in float64: the encoder sample by sample
+(``tests/helpers/reference``), dense logits over all class rows, both sources' weighted means, one
+clip by the global norm, and dense AdamW on everything.
 
-Tolerances. Float32 against float64: forward errors of about 1e-6 relative, times the scale 10, through three
-updates: 1e-5 for losses and norms. ``optim.eps`` is 1e-3 instead of 1e-8, so that AdamW's update is a smooth
-function of the gradient: with 1e-8 a coordinate whose true gradient is 0 (the key biases) moves by +-lr on
-rounding noise alone. Parameters then agree to 1e-3 of the largest possible change, 3 * lr.
+Tolerances. Float32 against float64: forward errors of about 1e-6 relative, times the scale 10,
+through three updates: 1e-5 for losses and norms. ``optim.eps`` is 1e-3 instead of 1e-8, so that
+AdamW's update is a smooth function of the gradient: with 1e-8 a coordinate whose true gradient is
+0 (the key biases) moves by +-lr on rounding noise alone. Parameters then agree to 1e-3 of the
+largest possible change, 3 * lr.
 """
 
 from dataclasses import replace
@@ -95,7 +97,9 @@ class Dense:
 
 
 @pytest.mark.parametrize("micro_batch", [0, 3])
-def test_three_steps_equal_the_dense_reference(setup_folder: Path, tmp_path: Path, micro_batch: int):
+def test_three_steps_equal_the_dense_reference(
+    setup_folder: Path, tmp_path: Path, micro_batch: int
+):
     config = typed_config(
         setup_folder,
         *OVERRIDES,

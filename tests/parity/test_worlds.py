@@ -1,8 +1,9 @@
-"""A run's numbers depend neither on the number of processes, nor on the backend, nor on accumulation.
+"""A run's numbers depend neither on the number of processes, nor on the backend, nor on
+accumulation.
 
-What may differ is the order of float32 sums (ranks, micro-steps, ZeRO's flat partitions): about 1e-7 per
-sum, growing over 20 updates whose losses move by a factor of two. 1e-5 relative is that with room, and far
-below any wrong factor (a missing 1 / world size is 1).
+What may differ is the order of float32 sums (ranks, micro-steps, ZeRO's flat partitions): about
+1e-7 per sum, growing over 20 updates whose losses move by a factor of two. 1e-5 relative is that
+with room, and far below any wrong factor (a missing 1 / world size is 1).
 """
 
 import pytest

@@ -152,7 +152,7 @@ def test_an_encoder_comes_back_and_another_size_is_refused(tmp_path: Path):
     restore_encoder(other, tmp_path)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
-    with pytest.raises(CheckpointError, match="holds another encoder .*model.preset"):
+    with pytest.raises(CheckpointError, match=r"holds another encoder .*model.preset"):
         restore_encoder(build_encoder(ModelConfig(preset="small"), seed=0), tmp_path)
 
 

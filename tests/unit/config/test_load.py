@@ -42,7 +42,9 @@ def test_the_resolved_config_reads_back_to_itself(path: Path, tmp_path: Path):
         ("run.steps", ["run.steps", "allowed: key=value"]),
     ],
 )
-def test_a_wrong_override_is_named_with_what_is_allowed(path: Path, override: str, parts: list[str]):
+def test_a_wrong_override_is_named_with_what_is_allowed(
+    path: Path, override: str, parts: list[str]
+):
     with pytest.raises(ConfigError) as caught:
         load(TrainConfig, path, [override])
     for part in parts:
@@ -58,14 +60,14 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str):
 
 
 def test_a_missing_file_lists_the_shipped_ones():
-    with pytest.raises(ConfigError, match="no such config file; allowed: .*pretrain/debug-stage1"):
+    with pytest.raises(ConfigError, match=r"no such config file; allowed: .*pretrain/debug-stage1"):
         find_config("pretrain/debug-stage9")
     assert find_config("pretrain/debug-stage1").is_file()
 
 
 def test_problems_are_reported_together():
     raise_problems("x", [])
-    with pytest.raises(ConfigError, match="^x: one$"):
+    with pytest.raises(ConfigError, match=r"^x: one$"):
         raise_problems("x", ["one"])
-    with pytest.raises(ConfigError, match="(?s)one.*two"):
+    with pytest.raises(ConfigError, match=r"(?s)one.*two"):
         raise_problems("x", ["one", "two"])

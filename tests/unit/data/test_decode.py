@@ -12,7 +12,9 @@ from tests.helpers.shards import hevc, jpeg
 @pytest.fixture(scope="module")
 def clip() -> bytes:
     """Ten grey frames, each 20 levels brighter than the one before."""
-    return hevc(np.repeat(np.arange(20, 220, 20, dtype=np.uint8), 32 * 32 * 3).reshape(10, 32, 32, 3))
+    return hevc(
+        np.repeat(np.arange(20, 220, 20, dtype=np.uint8), 32 * 32 * 3).reshape(10, 32, 32, 3)
+    )
 
 
 def test_all_frames_in_order(clip: bytes):

@@ -118,5 +118,7 @@ def test_gathered_rows_find_each_samples_place(counts, ranks, micro_batch):
 
 
 def test_a_micro_batch_below_the_sources_is_an_error():
-    with pytest.raises(ConfigError, match=r"run.micro_batch=1: is below the number of sources \(2\)"):
+    with pytest.raises(
+        ConfigError, match=r"run.micro_batch=1: is below the number of sources \(2\)"
+    ):
         StepPlan.build([4, 4], 1, 1)

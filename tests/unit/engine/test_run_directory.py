@@ -1,4 +1,5 @@
-"""A run directory belongs to one config; only free keys may change between a run and its resumption."""
+"""A run directory belongs to one config; only free keys may change between a run and its
+resumption."""
 
 import json
 from dataclasses import replace

@@ -48,7 +48,9 @@ def test_the_attentive_probe_finds_one_telling_token_among_many():
     settings = {"heads": 2, "epochs": 8, "batch": 20, "lr": 3e-3, "seed": 0}
     found = attentive_probe(train.bfloat16(), labels, test.bfloat16(), 2, **settings)
     assert (found == expected).float().mean() > 0.9
-    assert torch.equal(found, attentive_probe(train.bfloat16(), labels, test.bfloat16(), 2, **settings))
+    assert torch.equal(
+        found, attentive_probe(train.bfloat16(), labels, test.bfloat16(), 2, **settings)
+    )
 
 
 def test_every_parameter_of_the_attentive_probe_is_initialised_from_the_seed():

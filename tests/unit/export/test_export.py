@@ -1,5 +1,6 @@
 """The public checkpoint format, both ways. That the numbers mean the same model as the public
-architecture is ``tests/parity/test_packing.py``: its reference reads these very names and layouts."""
+architecture is ``tests/parity/test_packing.py``: its reference reads these very names and
+layouts."""
 
 import json
 import shutil

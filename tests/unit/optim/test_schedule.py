@@ -1,6 +1,7 @@
 """Learning rates in closed form, and which parameters decay."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_cosine_and_linear_fall_to_the_final_rate():
         found = rates(replace(CONFIG, schedule=schedule))
         assert found[55] == pytest.approx(middle)
         assert found[-1] == pytest.approx(0.1, abs=0.02)
-        assert all(a >= b for a, b in zip(found[10:], found[11:], strict=False))
+        assert all(a >= b for a, b in pairwise(found[10:]))
 
 
 def test_the_first_step_already_learns_and_no_warm_up_starts_at_the_peak():

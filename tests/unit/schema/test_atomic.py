@@ -21,9 +21,14 @@ def test_a_clean_exit_replaces_the_file(tmp_path: Path):
 def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="boom"), atomic_open(path) as handle:
-        handle.write(b"half")
-        raise RuntimeError("boom")
+
+    def fail() -> None:
+        with atomic_open(path) as handle:
+            handle.write(b"half")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

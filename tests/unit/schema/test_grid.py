@@ -34,7 +34,7 @@ def test_a_frame_holds_its_own_patches_in_raster_order():
 
 def test_pixels_must_be_whole_patches():
     assert PatchGrid.from_pixels(64, 224, 448) == PatchGrid(64, 16, 32)
-    with pytest.raises(ConfigError, match="width=225.*use 224 or 238"):
+    with pytest.raises(ConfigError, match=r"width=225.*use 224 or 238"):
         PatchGrid.from_pixels(1, 224, 225)
     with pytest.raises(ConfigError, match="height=0"):
         PatchGrid.from_pixels(1, 0, 14)

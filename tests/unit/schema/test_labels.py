@@ -1,4 +1,5 @@
-"""Stores of labels, centroids and features: what is written is read, what does not fit is refused."""
+"""Stores of labels, centroids and features: what is written is read, what does not fit is
+refused."""
 
 import json
 from pathlib import Path
