@@ -4,9 +4,9 @@ A pose is (x, y, angle, log scale): pixels with y downwards, radians clockwise. 
 drawn freely and then shifted so that its offset at the middle frame is zero: the state at the
 middle is drawn before and without the class, so the middle frame cannot tell it.
 
-Thirteen motions of either sprite, and the order in which the two change their looks. Which of the two
-sprites moves, the sense of a spin and the order of the changes need pixels; the path of the mover is in
-the positions of the patches that carry energy.
+Thirteen motions of either sprite, and the order in which the two change their looks. Which of the
+two sprites moves, the sense of a spin and the order of the changes need pixels; the path of the
+mover is in the positions of the patches that carry energy.
 
 offsets: (T, 4) float64. ``unit`` scales pixels: 1 at 112 pixels.
 """

@@ -82,8 +82,8 @@ def draw_scene(seed: tuple[int, ...], size: int, family: int) -> Scene:
 def _places(
     rng: np.random.Generator, radii: npt.NDArray[np.float64], size: int
 ) -> npt.NDArray[np.float64]:
-    """(2, 2) centres near the middle, on a diagonal: each sprite can sweep along either axis without
-    meeting the other, and has room to both sides."""
+    """(2, 2) centres near the middle, on a diagonal: each sprite can sweep along either axis
+    without meeting the other, and has room to both sides."""
     columns = []
     for _ in range(2):
         middle = size / 2 + rng.uniform(-JITTER, JITTER) * size / REFERENCE_SIZE

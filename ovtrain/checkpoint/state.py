@@ -13,8 +13,7 @@ from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.schema.errors import CheckpointError
 
 EncoderTensors = dict[str, dict[str, Tensor]]
-"""{"param" | "first" | "second": {parameter name: unsharded float32 tensor}}, and "steps": {"":
-()}."""
+"""{"param" | "first" | "second": {name: unsharded float32 tensor}, "steps": {"all": ()}}."""
 
 
 class EncoderOwner(Protocol):

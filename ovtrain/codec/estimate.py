@@ -27,8 +27,9 @@ ORIGIN: Origin = "pixel-estimate"
 BLOCK, RADIUS, SEARCH_SIDE = 8, 7, 256
 """Side of a search block and reach of the search, in lines of the search picture."""
 STILL = 1.5
-"""Mean grey levels of change below which a block is taken to be still. An encoder, too, only sends a
-vector that pays for its bits; without this, quantisation flicker on plain ground moves at random."""
+"""Mean grey levels of change below which a block is taken to be still. An encoder, too, only sends
+a vector that pays for its bits; without this, quantisation flicker on plain ground moves at
+random."""
 
 
 def open_estimate(media: Media) -> DecodedSignals:

@@ -27,8 +27,9 @@ ATTENTION_BACKENDS = ("auto", "sdpa", "varlen", "flash")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``attention``: auto takes the fastest backend that runs on the device. ``init_std``: of linear maps;
-    the public 0.02 suits widths from 768 on, narrow encoders learn sooner from 0.05."""
+    """``attention``: auto takes the fastest backend that runs on the device. ``init_std``: of
+    linear maps; the public 0.02 suits widths from 768 on, narrow encoders learn sooner from
+    0.05."""
 
     preset: str = "large"
     patch: int = 14

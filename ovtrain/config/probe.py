@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """``runs``: run directories of the trained encoders, one per seed; ``shuffled``: the control run on
-    shuffled labels ("" = none); ``classes``: {"classes": [names], "labels": {clip stem: class}}.
-    ``linear_per_class``: labelled clips per class that the linear probe may see (0 = all)."""
+    """``runs``: run directories of the trained encoders, one per seed; ``shuffled``: the control
+    run on shuffled labels ("" = none); ``classes``: {"classes": [names], "labels": {clip stem:
+    class}}. ``linear_per_class``: labelled clips per class that the linear probe may see (0 =
+    all)."""
 
     out: str = ""
     train_shards: str = ""

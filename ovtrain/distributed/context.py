@@ -46,8 +46,8 @@ def split(count: int, part: int, parts: int) -> range:
 def die_with_launcher() -> None:
     """Have the kernel kill this process when its launcher dies (Linux).
 
-    torchrun gives each rank a session of its own, so a SIGKILL of the launcher's process group leaves
-    the ranks alive, training into a directory that the restarted run has taken over.
+    torchrun gives each rank a session of its own, so a SIGKILL of the launcher's process group
+    leaves the ranks alive, training into a directory that the restarted run has taken over.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
         return

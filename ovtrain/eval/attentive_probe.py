@@ -1,7 +1,8 @@
 """Attentive probe (paper section 4.3): attention pooling -> LayerNorm -> linear on frozen tokens.
 
-The pooling has the encoder's own structure. AdamW, rate decayed linearly to a thousandth, no weight decay, label
-smoothing 0.1, clip 5; the last epoch is scored, never the best one. S clips, n tokens, D width, K classes.
+The pooling has the encoder's own structure. AdamW, rate decayed linearly to a thousandth, no
+weight decay, label smoothing 0.1, clip 5; the last epoch is scored, never the best one. S clips, n
+tokens, D width, K classes.
 """
 
 from __future__ import annotations

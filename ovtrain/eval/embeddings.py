@@ -29,8 +29,8 @@ class ViewSpec:
     """What the encoder is shown: ``codec`` | ``frames`` | ``single frame`` (the middle one, t = 0).
 
     Controls: ``blanked`` replaces every pixel by the mean, so that positions alone are left;
-    ``permuted`` deals a clip's patches to its positions at random: the set of positions and the set of
-    patches stay, what lay where does not."""
+    ``permuted`` deals a clip's patches to its positions at random: the set of positions and the
+    set of patches stay, what lay where does not."""
 
     name: str
     token_budget: int
@@ -43,7 +43,8 @@ class ViewSpec:
 
 
 class ClipSet:
-    """Clips of one source for evaluation, read in shard order with the evaluation's fixed frames."""
+    """Clips of one source for evaluation, read in shard order with the evaluation's fixed
+    frames."""
 
     def __init__(self, folder: str, cache_dir: str = "") -> None:
         self.reader = ShardReader(folder)
@@ -93,7 +94,5 @@ def encode(
         if spec.control == "blanked":
             patches = torch.zeros(patches.shape)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            tokens, pooled = encoder(
-                patches, batch.positions, batch.cu_seqlens, batch.max_seqlen
-            )
+            tokens, pooled = encoder(patches, batch.positions, batch.cu_seqlens, batch.max_seqlen)
         yield tokens.float().unflatten(0, (batch.samples, -1)), pooled.float()

@@ -1,7 +1,7 @@
 """Linear probe: multinomial logistic regression on one vector per clip.
 
-Features are standardised by the training clips; the L2 weight is chosen on a fifth of the training clips, never
-on the held-out ones. S clips, D width, K classes.
+Features are standardised by the training clips; the L2 weight is chosen on a fifth of the training
+clips, never on the held-out ones. S clips, D width, K classes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The probe job: ``python -m ovtrain.eval.probe CONFIG.yaml [key=value ...]`` -> OUT/result.json.
 
-Every comparison has an equal token budget. Controls stand in the same table: the architecture untrained, the
-same run on shuffled labels, a single frame, and every pixel blanked.
+Every comparison has an equal token budget. Controls stand in the same table: the architecture
+untrained, the same run on shuffled labels, a single frame, and every pixel blanked.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.sample import key_hash
 
 NOTES = (
-    "Chance and every interval refer to held-out clips, whose sprites and backgrounds differ from the "
-    "training clips'.",
-    "Blanked: every pixel is replaced by the mean colour, so the encoder is given positions alone. It has "
-    "no absolute positions, it only turns queries and keys by them, and attention over equal tokens "
-    "returns the same value wherever they lie: this row is at chance by construction and shows that "
-    "nothing reaches the encoder around the pixels.",
-    "Permuted: a clip's patches are dealt to its positions at random. What is left above chance is carried "
-    "by the two sets, which positions and which patches codec selection kept; what is lost was the "
-    "pairing of place, time and content.",
-    "An untrained encoder is above chance as well: read the trained rows against it, not against chance "
-    "alone.",
-    "The pseudo-labels come from a handcrafted, demo-only descriptor that separates these classes by "
-    "itself: this table shows that the machinery learns, not what the method is worth on real video.",
+    "Chance and every interval refer to held-out clips, whose sprites and backgrounds differ "
+    "from the training clips'.",
+    "Blanked: every pixel is replaced by the mean colour, so the encoder is given positions "
+    "alone. It has no absolute positions, it only turns queries and keys by them, and "
+    "attention over equal tokens returns the same value wherever they lie: this row is at "
+    "chance by construction and shows that nothing reaches the encoder around the pixels.",
+    "Permuted: a clip's patches are dealt to its positions at random. What is left above "
+    "chance is carried by the two sets, which positions and which patches codec selection "
+    "kept; what is lost was the pairing of place, time and content.",
+    "An untrained encoder is above chance as well: read the trained rows against it, not "
+    "against chance alone.",
+    "The pseudo-labels come from a handcrafted, demo-only descriptor that separates these "
+    "classes by itself: this table shows that the machinery learns, not what the method is "
+    "worth on real video.",
 )
 
 
@@ -84,9 +85,7 @@ class ProbeJob:
         """tokens (S, n, D) bfloat16, pooled (S, D) float32."""
         c = self.config
         parts = list(
-            encode(
-                encoder.eval(), split.clips, spec, size=c.batch, workers=c.workers, bf16=c.bf16
-            )
+            encode(encoder.eval(), split.clips, spec, size=c.batch, workers=c.workers, bf16=c.bf16)
         )
         return (
             torch.cat([tokens.bfloat16() for tokens, _ in parts]),
@@ -131,13 +130,18 @@ class ProbeJob:
     def _accuracy(self, found: Tensor) -> float:
         return (found == self.heldout.labels).float().mean().item()
 
-    def add(self, probe: str, encoder: str, spec: ViewSpec, tokens: int, scores: list[float]) -> None:
+    def add(
+        self, probe: str, encoder: str, spec: ViewSpec, tokens: int, scores: list[float]
+    ) -> None:
         """A row of the table; its interval is of the mean over the held-out clips."""
         mean = sum(scores) / len(scores)
         low, high = wilson(mean, len(self.heldout.labels))
         row = {"probe": probe, "encoder": encoder, "view": spec.label, "tokens": tokens}
         self.rows.append(row | {"scores": scores, "mean": mean, "low": low, "high": high})
-        print(f"{probe:9s} {encoder:16s} {spec.label:14s} {mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+        print(
+            f"{probe:9s} {encoder:16s} {spec.label:14s} {mean:.3f} [{low:.3f}, {high:.3f}]",
+            flush=True,
+        )
 
 
 def read_classes(path: Path) -> dict[str, Any]:
@@ -149,7 +153,8 @@ def read_classes(path: Path) -> dict[str, Any]:
 
 
 def compare(job: ProbeJob, name: str, encoders: list[Encoder], specs: list[ViewSpec]) -> None:
-    """Linear rows of one kind of encoder, one score per encoder; attentive rows for the first one."""
+    """Linear rows of one kind of encoder, one score per encoder; attentive rows for the first
+    one."""
     for spec in specs:
         linear: list[float] = []
         for number, encoder in enumerate(encoders):
@@ -181,8 +186,7 @@ def ranking(job: ProbeJob, runs: dict[str, list[str]]) -> list[dict[str, Any]]:
         percentiles, areas = zip(*pairs, strict=True)
         row = {"encoder": name, "samples": len(labels), "seeds": len(paths)}
         found.append(
-            row
-            | {"percentile": sum(percentiles) / len(paths), "auc": sum(areas) / len(paths)}
+            row | {"percentile": sum(percentiles) / len(paths), "auc": sum(areas) / len(paths)}
         )
     return found
 
@@ -194,7 +198,11 @@ def run(config: ProbeConfig) -> Path:
     trained = [open_run(path)[0] for path in config.runs]
     untrained = [build_encoder(trained[0].config, seed=1000 + k) for k in range(len(trained))]
     codec, frames = job.spec("codec"), job.spec("frames")
-    controls = [job.spec("single frame"), job.spec("codec", "permuted"), job.spec("codec", "blanked")]
+    controls = [
+        job.spec("single frame"),
+        job.spec("codec", "permuted"),
+        job.spec("codec", "blanked"),
+    ]
     compare(job, "trained", trained, [codec, frames, *controls])
     compare(job, "untrained", untrained, [codec, frames])
     runs = {"trained": list(config.runs)}

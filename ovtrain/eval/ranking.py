@@ -1,4 +1,5 @@
-"""Do a head's scores rank a held-out clip's pseudo-labels first? B clips, C centers, l labels each."""
+"""Do a head's scores rank a held-out clip's pseudo-labels first? B clips, C centers, l labels
+each."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from torch import Tensor
 
 
 def rank_quality(scores: Tensor, labels: list[Tensor]) -> tuple[float, float]:
-    """scores (B, C), labels one (l,) per clip -> (mean rank percentile of positives, AUC), both 0..1.
+    """scores (B, C), labels one (l,) per clip -> (mean rank percentile of positives, AUC), both
+    0..1.
 
-    Percentile: share of the other centers that a positive outranks. AUC: probability that a positive
-    outranks a negative of the same clip. 0.5 is chance for both. Clips without labels are left out.
+    Percentile: share of the other centers that a positive outranks. AUC: probability that a
+    positive outranks a negative of the same clip. 0.5 is chance for both. Clips without labels are
+    left out.
     """
     percentiles: list[Tensor] = []
     areas: list[Tensor] = []

