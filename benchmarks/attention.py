@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from measure import interleaved, line, peak_mib
+from measure import interleaved, line
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -91,7 +91,6 @@ def main() -> None:
     }
     for ours, peer in zip(variants["packed"](), variants["padded"](), strict=True):
         torch.testing.assert_close(ours.float(), peer.float(), atol=2e-2, rtol=2e-2)
-    before = peak_mib()
     found = interleaved(variants, warm_up=args.warm_up, rounds=args.rounds)
     print(
         line(
@@ -105,7 +104,6 @@ def main() -> None:
             rounds=args.rounds,
             variants=found,
             padded_over_packed=ratio(found, "padded", "packed"),
-            peak_mib=round(peak_mib() - before, 1),
         )
     )
 

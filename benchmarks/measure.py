@@ -1,8 +1,7 @@
 """The timing loop of all benchmarks: interleaved rounds, medians, one JSON line.
 
-Times are milliseconds of wall clock. ``peak_mib`` is the most resident memory of the process above
-what it held before the first round, all variants together; allocators keep memory, so variants are
-not told apart.
+Times are milliseconds of wall clock. ``peak_rss_mib`` is the most resident memory of the whole
+process, all variants together: allocators keep memory, so variants cannot be told apart in one.
 """
 
 from __future__ import annotations
@@ -41,15 +40,12 @@ def interleaved(
     }
 
 
-def peak_mib() -> float:
-    """Most resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def line(benchmark: str, **entries: Any) -> str:
     """The JSON line."""
     about = {"benchmark": benchmark, "git": _commit(), "hardware": _hardware()}
-    return json.dumps({**about, "load_before": round(os.getloadavg()[0], 2), **entries})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    load = os.getloadavg()[0]  # a busy machine shows itself
+    return json.dumps({**about, "load": round(load, 2), **entries, "peak_rss_mib": round(peak)})
 
 
 def _commit() -> str:

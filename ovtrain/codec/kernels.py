@@ -24,7 +24,7 @@ except ImportError:
     _native = None
     logging.getLogger(__name__).warning(
         "the native extension is absent; block matching and patch means run in numpy, "
-        "about ten times slower. Install ovtrain with a C++17 compiler to have it"
+        "many times slower. Install ovtrain with a C++17 compiler to have it"
     )
 
 Luma = npt.NDArray[np.uint8]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,16 +26,17 @@ from ovtrain.models.encoder import Encoder
 from ovtrain.optim.param_groups import param_groups
 
 
-def _import_deepspeed(world: World) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if world.device.type == "cuda" else "cpu")
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without its habit of compiling at run time."""
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     import deepspeed
-    import deepspeed.comm.torch
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if world.device.type == "cpu":
+    if not cuda:
         # Else DeepSpeed compiles a shared-memory op at run time: half a minute, and a compiler
-        # needed.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # needed. (The attribute deepspeed.comm.torch is torch itself; the module has to be asked for.)
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     return deepspeed
 
 
@@ -63,7 +65,7 @@ class DeepSpeedBackend:
     def __init__(
         self, encoder: Encoder, run: RunConfig, optim: OptimConfig, world: World, micro_steps: int
     ) -> None:
-        deepspeed = _import_deepspeed(world)
+        deepspeed = import_deepspeed()
         self.world = world
         groups = param_groups(encoder, optim.weight_decay)
         betas = (optim.beta1, optim.beta2)

@@ -18,6 +18,7 @@ from ovtrain.config.validate import validate
 from ovtrain.distributed import collectives
 from ovtrain.distributed.context import World, start_world, stop_world
 from ovtrain.engine.build import build
+from ovtrain.engine.deepspeed_backend import import_deepspeed
 from ovtrain.engine.trainer import Trainer
 
 
@@ -54,6 +55,7 @@ def check_collectives(world: World) -> dict[str, Any]:
 
 
 def main(out: str, *configs: str) -> None:
+    import_deepspeed()  # before the group, as the training entry does
     world = start_world(force_group=True)
     found = check_collectives(world)
     for path in configs:

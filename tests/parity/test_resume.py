@@ -113,7 +113,7 @@ def test_two_ranks_checkpoint_goes_on_on_one_process(runs: Runs):
 
 def test_open_run_gives_the_trained_encoder(killed: Path):
     encoder, config = open_run(killed)
-    assert (config.run.global_batch, config.model.preset) == (7, "tiny")
+    assert (config.run.global_batch, config.model.preset) == (7, "nano")
     saved = tensors(killed)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, saved[f"{storage.ENCODER}/param/{name}"])
