@@ -37,7 +37,8 @@ def import_deepspeed() -> Any:
         # Else DeepSpeed compiles a shared-memory op at run time: half a minute, and a compiler
         # needed. (The attribute deepspeed.comm.torch is torch itself; the module has to be asked
         # for.)
-        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+        backend: Any = import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
     return deepspeed
 
 
