@@ -124,6 +124,7 @@ class Demo:
         )
 
     def _labels(self) -> None:
+        configs: dict[str, ClusterConfig] = {}
         for kind, asked in (
             ("video", self.config.video_clusters),
             ("image", self.config.image_clusters),
@@ -132,10 +133,11 @@ class Demo:
             fitted, note = fit_clusters(asked, ShardManifest.read(shards).samples, kind)
             self.notes += [note] if note else []
             self._cluster(f"train-{kind}", shards, fitted)
+            configs[kind] = fitted
         if self.videos is None:
             centers = self.out / "labels" / "train-video" / "centroids"
             shards = self.out / "data" / "heldout" / "video"
-            self._cluster("heldout-video", shards, self.config.video_clusters, centers)
+            self._cluster("heldout-video", shards, configs["video"], centers)
         if self.config.control:
             for kind in ("video", "image"):
                 self._shuffle(kind)

@@ -14,6 +14,8 @@ from ovtrain.schema.atomic import atomic_open
 
 SKIPPED = "skipped.jsonl"
 SHOWN = 20
+WIDTH = 120
+"""Columns of a log or pipe, where rich would assume 80 and cut the table."""
 
 
 def merge_skipped(out: Path) -> list[dict[str, Any]]:
@@ -34,6 +36,8 @@ def print_summary(out: Path, records: Sequence[Record], notes: Sequence[str], re
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     result = read_object(out / "probe" / "result.json") or {}
 
     def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
