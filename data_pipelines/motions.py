@@ -1,11 +1,10 @@
-"""The 28 motion classes of the generated clips, as offsets of a sprite's pose over time.
+"""The 26 motion classes of the generated clips, as offsets of a sprite's pose over time.
 
 A pose is (x, y, angle, log scale): pixels with y downwards, radians clockwise. Every motion is
 drawn freely and then shifted so that its offset at the middle frame is zero: the state at the
 middle is drawn before and without the class, so the middle frame cannot tell it.
 
-Thirteen motions of either sprite, and the order in which the two change their looks. Which of the
-two sprites moves, the sense of a spin and the order of the changes need pixels; the path of the
+Which of the two sprites moves, which acts first and the sense of a spin need pixels; the path of the
 mover is in the positions of the patches that carry energy.
 
 offsets: (T, 4) float64. ``unit`` scales pixels: 1 at 112 pixels.
@@ -13,8 +12,9 @@ offsets: (T, 4) float64. ``unit`` scales pixels: 1 at 112 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ def _offsets(u: npt.NDArray[np.float64], **columns: npt.NDArray[np.float64]) -> 
 
 
 def _sweep(dx: int, dy: int) -> Draw:
-    """Monotonic travel of 30 to 50 pixels, faster at one end: the middle is not half way."""
+    """Monotonic travel of 42 to 56 pixels, faster at one end: the middle is not half way."""
 
     def draw(rng: np.random.Generator, u: npt.NDArray[np.float64], unit: float) -> Offsets:
         travel = rng.uniform(42, 56) * unit
@@ -73,11 +73,11 @@ def _spin(sense: int) -> Draw:
 
 
 def _oscillate(axis: str) -> Draw:
-    """Three to five swings of 9 to 13 pixels amplitude."""
+    """Three to five swings of 12 to 16 pixels amplitude."""
 
     def draw(rng: np.random.Generator, u: npt.NDArray[np.float64], unit: float) -> Offsets:
         phase = rng.uniform(0, FULL_TURN) + rng.uniform(3, 5) * FULL_TURN * u
-        return _offsets(u, **{axis: rng.uniform(9, 13) * unit * np.sin(phase)})
+        return _offsets(u, **{axis: rng.uniform(12, 16) * unit * np.sin(phase)})
 
     return draw
 
@@ -95,45 +95,62 @@ def _still(rng: np.random.Generator, u: npt.NDArray[np.float64], unit: float) ->
     return _offsets(u)
 
 
+SPANS = {"early": (0.03, 0.30), "midway": (0.36, 0.64), "late": (0.70, 0.97)}
+"""Shares of the clip in which a sprite acts, where the two act in turn."""
+
+Mask = npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Motion:
-    """``mover``: the sprite that moves, None = neither. ``changes``: which tone changes its whole
-    appearance first, None = neither does."""
+    """``mover``: the only sprite that acts, None = either one, drawn; or ``spans``: when each of
+    the two acts. ``flips``: acting is to change the whole appearance to and fro."""
 
     draw: Draw
     mover: Tone | None = None
-    changes: Tone | None = None
+    spans: Mapping[Tone, str] | None = None
+    flips: bool = False
+
+    def active(self, rng: np.random.Generator, u: npt.NDArray[np.float64]) -> dict[Tone, Mask]:
+        """(T,) per sprite: the frames in which it acts."""
+        if self.spans is None:
+            mover = self.mover or TONES[rng.integers(len(TONES))]
+            return {tone: np.full(len(u), tone == mover) for tone in TONES}
+        bounds = {tone: SPANS[span] for tone, span in self.spans.items()}
+        return {tone: (u >= start) & (u <= stop) for tone, (start, stop) in bounds.items()}
+
+    def looks(self, rng: np.random.Generator, active: Mask) -> npt.NDArray[np.int64]:
+        """(T,) appearance, 0 as at the middle or 1: while it acts, the other every four to seven
+        frames."""
+        period = rng.integers(4, 8)
+        look = (np.arange(len(active)) // period % 2) * (active & self.flips)
+        return look ^ look[len(look) // 2]
 
 
-_DRAWS: dict[str, Draw] = {
-    "moves_right": _sweep(1, 0),
-    "moves_left": _sweep(-1, 0),
-    "moves_up": _sweep(0, -1),
-    "moves_down": _sweep(0, 1),
-    "grows": _zoom(1),
-    "shrinks": _zoom(-1),
-    "orbits_cw": _orbit(1),
-    "orbits_ccw": _orbit(-1),
-    "spins_cw": _spin(1),
-    "spins_ccw": _spin(-1),
-    "shakes": _oscillate("x"),
-    "nods": _oscillate("y"),
-    "hops": _hop,
-}
+def _in_turn(draw: Draw, *, flips: bool) -> Iterator[tuple[str, Motion]]:
+    """The six ways in which the two sprites can act in two of the three spans."""
+    for light, dark in permutations(SPANS, 2):
+        spans: dict[Tone, str] = {"light": light, "dark": dark}
+        action = "flip" if flips else "shake"
+        yield f"{action}_light_{light}_dark_{dark}", Motion(draw, spans=spans, flips=flips)
+
+
 MOTIONS: dict[str, Motion] = {
-    f"{tone}_{name}": Motion(draw, mover=tone) for name, draw in _DRAWS.items() for tone in TONES
-} | {
-    "light_then_dark": Motion(_still, changes="light"),
-    "dark_then_light": Motion(_still, changes="dark"),
+    "moves_right": Motion(_sweep(1, 0)),
+    "moves_left": Motion(_sweep(-1, 0)),
+    "moves_up": Motion(_sweep(0, -1)),
+    "moves_down": Motion(_sweep(0, 1)),
+    "grows": Motion(_zoom(1)),
+    "shrinks": Motion(_zoom(-1)),
+    "orbits_cw": Motion(_orbit(1)),
+    "orbits_ccw": Motion(_orbit(-1)),
+    "spins_cw": Motion(_spin(1)),
+    "spins_ccw": Motion(_spin(-1)),
+    "light_nods": Motion(_oscillate("y"), "light"),
+    "dark_nods": Motion(_oscillate("y"), "dark"),
+    "light_hops": Motion(_hop, "light"),
+    "dark_hops": Motion(_hop, "dark"),
+    **dict(_in_turn(_oscillate("x"), flips=False)),
+    **dict(_in_turn(_still, flips=True)),
 }
 CLASSES = tuple(MOTIONS)
-
-
-def change_times(
-    rng: np.random.Generator, first: Tone | None, frames: int
-) -> dict[Tone, float | None]:
-    """Frame at which each sprite changes its looks: one early, one late, or never."""
-    early, late = rng.uniform(8, 24) / 64 * frames, rng.uniform(40, 56) / 64 * frames
-    if first is None:
-        return dict.fromkeys(TONES)
-    return {tone: early if tone == first else late for tone in TONES}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data_pipelines.motions import MOTIONS, Offsets, change_times
+from data_pipelines.motions import MOTIONS, Motion, Offsets
 from data_pipelines.sprites import EXTENT, TEXELS, TONES, Texture, background, sprite_look
 
 REFERENCE_SIZE = 112
@@ -96,28 +96,30 @@ def animate(scene: Scene, name: str, seed: tuple[int, ...], frames: int) -> list
     """Set ``scene`` in motion by class ``name``; one track per sprite, in the order of TONES."""
     rng = np.random.default_rng([*seed, MOTION])
     motion = MOTIONS[name]
-    mover = TONES.index(motion.mover or TONES[0])
-    still = np.zeros((frames, 4))
-    moved = _fitting(scene, name, mover, rng, frames)
-    times = change_times(rng, motion.changes, frames)
+    u = np.arange(frames) / max(frames - 1, 1)
+    acting = motion.active(rng, u)
     tracks = []
     for index, tone in enumerate(TONES):
-        at = times[tone]
-        late = np.arange(frames) >= (frames if at is None else at)
-        # The looks are numbered from the middle frame, where every class shows look 0.
-        look = (late != late[frames // 2]).astype(np.int64)
-        tracks.append(Track(scene.poses[index] + (moved if index == mover else still), look))
+        offsets = _fitting(scene, motion, index, rng, u, acting[tone])
+        look = motion.looks(rng, acting[tone])
+        tracks.append(Track(scene.poses[index] + offsets, look))
     return tracks
 
 
-def _fitting(scene: Scene, name: str, mover: int, rng: np.random.Generator, frames: int) -> Offsets:
+def _fitting(
+    scene: Scene,
+    motion: Motion,
+    index: int,
+    rng: np.random.Generator,
+    u: npt.NDArray[np.float64],
+    active: npt.NDArray[np.bool_],
+) -> Offsets:
     """Motion offsets that keep the sprite in the picture; else the best try."""
-    u = np.arange(frames) / max(frames - 1, 1)
-    best, least = np.zeros((frames, 4)), np.inf
+    best, least = np.zeros((len(u), 4)), np.inf
     for _ in range(TRIES):
-        offsets = MOTIONS[name].draw(rng, u, scene.unit)
-        offsets = offsets - offsets[frames // 2]
-        fault = _violation(scene, mover, offsets)
+        offsets = motion.draw(rng, u, scene.unit) * active[:, None]
+        offsets = offsets - offsets[len(u) // 2]
+        fault = _violation(scene, index, offsets)
         if fault < least:
             best, least = offsets, fault
         if fault == 0:
@@ -125,10 +127,10 @@ def _fitting(scene: Scene, name: str, mover: int, rng: np.random.Generator, fram
     return best
 
 
-def _violation(scene: Scene, mover: int, offsets: Offsets) -> float:
+def _violation(scene: Scene, index: int, offsets: Offsets) -> float:
     """Pixels by which a path leaves the picture, at its worst."""
-    poses = scene.poses[mover] + offsets
-    radius = scene.radii[mover] * np.exp(offsets[:, 3])
+    poses = scene.poses[index] + offsets
+    radius = scene.radii[index] * np.exp(offsets[:, 3])
     inside = np.minimum(poses[:, :2], scene.size - poses[:, :2]).min(axis=1)
     return float(max(0.0, (radius * INSIDE - inside).max()))
 

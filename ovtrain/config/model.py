@@ -14,7 +14,7 @@ class ModelSize:
 
 
 PRESETS: dict[str, ModelSize] = {
-    "nano": ModelSize(192, 4, 3, 768),
+    "nano": ModelSize(192, 3, 6, 768),
     "tiny": ModelSize(192, 6, 3, 768),
     "small": ModelSize(384, 12, 6, 1536),
     "base": ModelSize(768, 12, 12, 3072),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from av.video.frame import PictureType
 
-from data_pipelines.motions import CLASSES
+from data_pipelines.motions import CLASSES, SPANS
 from data_pipelines.scenes import animate, draw_scene
 from data_pipelines.sprites import MEAN_LUMA, TONES, sprite_look
 from data_pipelines.synthetic import draw_clip, generate, labels_of, main, write_clip
@@ -35,15 +35,23 @@ def test_exactly_the_sprites_of_the_class_move_or_change(name: str):
     scene = draw_scene((0, 0, 3), 112, 0)
     tracks = animate(scene, name, (0, 0, 3), 64)
     moved = [bool(np.ptp(track.poses, axis=0).any()) for track in tracks]
-    changed = [len(set(track.look.tolist())) == 2 for track in tracks]
-    if "then" in name:
+    changed = [bool(track.look.any()) for track in tracks]
+    if name.startswith("flip"):
         assert (moved, changed) == ([False, False], [True, True])
-        flips = [int(np.flatnonzero(np.diff(track.look))[0]) for track in tracks]
-        assert (flips[0] < flips[1]) == name.startswith("light")
     else:
-        assert (sum(moved), changed) == (1, [False, False])
-    if name.endswith("shakes"):
+        assert (sum(moved), changed) == (2 if name.startswith("shake") else 1, [False, False])
+    if name.startswith(TONES):
         assert moved == [name.startswith(tone) for tone in TONES]
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if "_early" in name or "_late" in name])
+def test_sprites_that_act_in_turn_act_when_the_class_says(name: str):
+    tracks = animate(draw_scene((0, 0, 3), 112, 0), name, (0, 0, 3), 64)
+    for tone, track in zip(TONES, tracks, strict=True):
+        acts = np.abs(np.diff(track.poses[:, 0])) + np.abs(np.diff(track.look)) > 0
+        when = np.flatnonzero(acts).mean() / 63
+        nearest = min(SPANS, key=lambda span: abs(np.mean(SPANS[span]) - when))
+        assert f"{tone}_{nearest}" in name
 
 
 def test_sprites_stay_inside_the_picture_and_the_backgrounds_pan_in_some_clips():
