@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 class ProbeConfig:
     """``runs``: run directories of the trained encoders, one per seed; ``shuffled``: the control
     run on shuffled labels ("" = none); ``classes``: {"classes": [names], "labels": {clip stem:
-    class}}. ``linear_per_class``: labelled clips per class that the linear probe may see (0 =
-    all)."""
+    class}}. ``labels_per_class``: labelled clips per class that the probes may see (0 = all)."""
 
     out: str = ""
     train_shards: str = ""
@@ -23,7 +22,7 @@ class ProbeConfig:
     token_budget: int = 2048
     chunks: int = 8
     cache_dir: str = ""
-    linear_per_class: int = 0
+    labels_per_class: int = 0
     epochs: int = 10
     batch: int = 32
     attentive_lr: float = 1e-3

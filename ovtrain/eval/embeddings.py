@@ -5,7 +5,7 @@ S clips, n tokens each, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -72,24 +72,31 @@ class ClipSet:
         return PackedSample(patches, plan.positions, np.empty(0, np.int32), 0, 0, i)
 
 
-def batches(clips: ClipSet, spec: ViewSpec, size: int, workers: int) -> Iterator[PackedBatch]:
-    """All clips in order, ``size`` at a time; the next batch is read while one is used."""
-    starts = range(0, len(clips), size)
+def batches(
+    clips: ClipSet, rows: Sequence[int], spec: ViewSpec, size: int, workers: int
+) -> Iterator[PackedBatch]:
+    """The clips ``rows`` in order, ``size`` at a time; the next batch is read while one is used."""
     with ThreadPoolExecutor(workers) as pool:
 
         def read(start: int) -> PackedBatch:
-            rows = range(start, min(start + size, len(clips)))
-            return pack([clips.sample(i, spec) for i in rows])
+            return pack([clips.sample(i, spec) for i in rows[start : start + size]])
 
-        yield from pool.map(read, starts)
+        yield from pool.map(read, range(0, len(rows), size))
 
 
 @torch.inference_mode()
 def encode(
-    encoder: Encoder, clips: ClipSet, spec: ViewSpec, *, size: int, workers: int, bf16: bool
+    encoder: Encoder,
+    clips: ClipSet,
+    rows: Sequence[int],
+    spec: ViewSpec,
+    *,
+    size: int,
+    workers: int,
+    bf16: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Per batch: tokens (B, n, D) float32 and pooled (B, D) float32."""
-    for batch in batches(clips, spec, size, workers):
+    for batch in batches(clips, rows, spec, size, workers):
         patches = batch.patches
         if spec.control == "blanked":
             patches = torch.zeros(patches.shape)

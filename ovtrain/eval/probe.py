@@ -51,9 +51,10 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Split:
-    """Clips with their classes (S,)."""
+    """S of a set's clips, ``rows``, with their classes (S,)."""
 
     clips: ClipSet
+    rows: list[int]
     labels: Tensor
 
 
@@ -62,11 +63,14 @@ class ProbeJob:
         self.config = config
         about = read_classes(Path(config.classes))
         self.classes: list[str] = about["classes"]
-        self.train = self._split(config.train_shards, about["labels"])
+        self.train = self._split(
+            config.train_shards, about["labels"], limit=config.labels_per_class
+        )
         self.heldout = self._split(config.heldout_shards, about["labels"])
         self.rows: list[dict[str, Any]] = []
 
-    def _split(self, folder: str, labels: dict[str, int]) -> Split:
+    def _split(self, folder: str, labels: dict[str, int], limit: int = 0) -> Split:
+        """The first ``limit`` clips of each class; 0 = all."""
         clips = ClipSet(folder, self.config.cache_dir)
         stems = [Path(clips.reader.meta(i).media).stem for i in range(len(clips))]
         unknown = [stem for stem in stems if stem not in labels]
@@ -76,7 +80,10 @@ class ProbeJob:
                 f"no class for {len(unknown)} clips, the first {unknown[0]}",
                 fix="name the classes file that belongs to these clips",
             )
-        return Split(clips, torch.tensor([labels[stem] for stem in stems]))
+        found = torch.tensor([labels[stem] for stem in stems])
+        of_class = [torch.nonzero(found == k).flatten() for k in range(len(self.classes))]
+        rows = torch.cat([r[: limit or len(r)] for r in of_class]).sort().values
+        return Split(clips, rows.tolist(), found[rows])
 
     def spec(self, view: str, control: Literal["", "blanked", "permuted"] = "") -> ViewSpec:
         return ViewSpec(view, self.config.token_budget, self.config.chunks, control)
@@ -85,7 +92,15 @@ class ProbeJob:
         """tokens (S, n, D) bfloat16, pooled (S, D) float32."""
         c = self.config
         parts = list(
-            encode(encoder.eval(), split.clips, spec, size=c.batch, workers=c.workers, bf16=c.bf16)
+            encode(
+                encoder.eval(),
+                split.clips,
+                split.rows,
+                spec,
+                size=c.batch,
+                workers=c.workers,
+                bf16=c.bf16,
+            )
         )
         return (
             torch.cat([tokens.bfloat16() for tokens, _ in parts]),
@@ -94,23 +109,10 @@ class ProbeJob:
 
     def linear(self, train: Tensor, test: Tensor) -> float:
         """Accuracy of a linear probe on mean-pooled tokens."""
-        rows = self._labelled()
         found = linear_probe(
-            train[rows].float().mean(1),
-            self.train.labels[rows],
-            test.float().mean(1),
-            len(self.classes),
+            train.float().mean(1), self.train.labels, test.float().mean(1), len(self.classes)
         )
         return self._accuracy(found)
-
-    def _labelled(self) -> Tensor:
-        """Rows of the first ``linear_per_class`` clips of each class."""
-        limit = self.config.linear_per_class or len(self.train.labels)
-        rows = [
-            torch.nonzero(self.train.labels == k).flatten()[:limit]
-            for k in range(len(self.classes))
-        ]
-        return torch.cat(rows).sort().values
 
     def attentive(self, train: Tensor, test: Tensor, heads: int, seed: int) -> float:
         c = self.config
@@ -172,7 +174,8 @@ def ranking(job: ProbeJob, runs: dict[str, list[str]]) -> list[dict[str, Any]]:
     """Rank quality of held-out pseudo-labels under each run's head."""
     c = job.config
     store = LabelStore.read(c.heldout_labels, job.heldout.clips.reader.manifest.fingerprint)
-    hashes = key_hash(job.heldout.clips.reader.keys)
+    keys = job.heldout.clips.reader.keys
+    hashes = key_hash([keys[row] for row in job.heldout.rows])
     labels = [torch.from_numpy(store.lookup(h).copy()) for h in hashes]
     found: list[dict[str, Any]] = []
     for name, paths in runs.items():

@@ -23,7 +23,7 @@ def encoder() -> Encoder:
 
 
 def embed(encoder: Encoder, clips: ClipSet, spec: ViewSpec, size: int = 7):
-    parts = list(encode(encoder, clips, spec, size=size, workers=1, bf16=False))
+    parts = list(encode(encoder, clips, range(len(clips)), spec, size=size, workers=1, bf16=False))
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
@@ -40,7 +40,7 @@ def test_the_batch_size_changes_nothing(encoder, clips):
 
 
 def test_clips_come_in_shard_order(clips):
-    keys = [int(k) for batch in batches(clips, CODEC, 5, workers=2) for k in batch.key]
+    keys = [int(k) for batch in batches(clips, range(len(clips)), CODEC, 5, workers=2) for k in batch.key]
     assert keys == list(range(24))
 
 
