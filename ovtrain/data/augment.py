@@ -1,6 +1,7 @@
 """Augmentation of one sample, drawn from the sample's own generator.
 
-Pictures (T, H, W, 3) uint8; N tokens.
+Pixels are moved while patches are gathered (``views.gather_patches``) and lightened after, so that
+only the patches that are kept cost anything. N tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from ovtrain.data.decode.base import Pixels
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw: luminance factor, picture offset (dy, dx) in pixels."""
+    """One draw: luminance factor, picture offset (dy, dx) in pixels. The default changes nothing."""
 
-    gain: float
-    offset: tuple[int, int]
+    gain: float = 1.0
+    offset: tuple[int, int] = (0, 0)
 
     @classmethod
     def draw(cls, config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
@@ -27,17 +28,12 @@ class Augmentation:
         dy, dx = rng.integers(-config.shift, config.shift + 1, size=2)
         return cls(gain, (int(dy), int(dx)))
 
-    def __call__(self, pictures: Pixels) -> Pixels:
-        """Moved by the offset (edges repeat), then scaled and clipped."""
-        height, width = pictures.shape[1:3]
-        if self.offset != (0, 0):
-            rows = np.clip(np.arange(height) - self.offset[0], 0, height - 1)
-            columns = np.clip(np.arange(width) - self.offset[1], 0, width - 1)
-            pictures = pictures[:, rows[:, None], columns]
-        if self.gain != 1:
-            table = np.clip(np.arange(256) * self.gain + 0.5, 0, 255).astype(np.uint8)
-            pictures = table[pictures]
-        return pictures
+    def lighten(self, pixels: Pixels) -> Pixels:
+        """uint8 of any shape, scaled by the gain and clipped."""
+        if self.gain == 1:
+            return pixels
+        table = np.clip(np.arange(256) * self.gain + 0.5, 0, 255).astype(np.uint8)
+        return table[pixels]
 
 
 def kept_tokens(count: int, keep: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -24,6 +24,7 @@ from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.sample import IMAGE, key_hash
 
 PLACEHOLDER_VIEW = views.IMAGE
+UNCHANGED = Augmentation()
 
 
 class Source:
@@ -104,9 +105,9 @@ class Source:
         rng = self.rng("sample", g)
         plan = views.image_view(self.grid)
         plan = plan.keep(kept_tokens(len(plan.where), self.data.augment.token_keep, rng))
-        picture = Augmentation.draw(self.data.augment, rng)(pixels[None])
-        patches = views.gather_patches(picture, plan.where, self.grid.patch)
-        return self._sample(i, patches, plan, views.IMAGE)
+        draw = Augmentation.draw(self.data.augment, rng)
+        patches = views.gather_patches(pixels[None], plan.where, self.grid.patch, draw.offset)
+        return self._sample(i, draw.lighten(patches), plan, views.IMAGE)
 
     def _sample(self, i: int, patches: Pixels, plan: ViewPlan, view: int) -> PackedSample:
         labels = (
@@ -146,12 +147,10 @@ def plan_view(
 
 
 def clip_patches(
-    clips: ClipReader, i: int, plan: ViewPlan, patch: int, draw: Augmentation | None = None
+    clips: ClipReader, i: int, plan: ViewPlan, patch: int, draw: Augmentation = UNCHANGED
 ) -> Pixels:
     """(N, 3*p*p) uint8 patches of clip i; only the frames of the plan are read."""
     wanted, rows = np.unique(plan.where[:, 0], return_inverse=True)
     pictures = clips.frames(i, wanted.tolist())
-    if draw is not None:
-        pictures = draw(pictures)
     where = np.column_stack([rows.reshape(-1), plan.where[:, 1:]])
-    return views.gather_patches(pictures, where, patch)
+    return draw.lighten(views.gather_patches(pictures, where, patch, draw.offset))

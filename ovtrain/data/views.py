@@ -68,9 +68,18 @@ def image_view(grid: PatchGrid) -> ViewPlan:
     return ViewPlan(where, where)
 
 
-def gather_patches(pictures: Pixels, where: IntArray, patch: int) -> Pixels:
-    """(T, H, W, 3) uint8 and (N, 3) places -> (N, 3*p*p) uint8, channel-major."""
+def gather_patches(
+    pictures: Pixels, where: IntArray, patch: int, offset: tuple[int, int] = (0, 0)
+) -> Pixels:
+    """(T, H, W, 3) uint8 and (N, 3) places -> (N, 3*p*p) uint8, channel-major. The pictures are
+    moved by ``offset`` (dy, dx) pixels first, their edges repeated."""
     frames, height, width, _ = pictures.shape
-    tiles = pictures.reshape(frames, height // patch, patch, width // patch, patch, 3)
     t, h, w = where.T
-    return tiles[t, h, :, w].transpose(0, 3, 1, 2).reshape(len(where), -1)
+    if offset == (0, 0):
+        tiles = pictures.reshape(frames, height // patch, patch, width // patch, patch, 3)
+        found = tiles[t, h, :, w]
+    else:
+        rows = np.clip(h[:, None] * patch + np.arange(patch) - offset[0], 0, height - 1)
+        columns = np.clip(w[:, None] * patch + np.arange(patch) - offset[1], 0, width - 1)
+        found = pictures[t[:, None, None], rows[:, :, None], columns[:, None]]
+    return found.transpose(0, 3, 1, 2).reshape(len(where), -1)

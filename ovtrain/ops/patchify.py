@@ -15,7 +15,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def normalise_patches(patches: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, 3*p*p) uint8 -> (N, 3*p*p) ``dtype``, CLIP mean and std per channel."""
     pixels = patches.shape[1] // 3
-    device = patches.device
-    mean = torch.tensor(CLIP_MEAN, device=device).repeat_interleave(pixels)
-    std = torch.tensor(CLIP_STD, device=device).repeat_interleave(pixels)
-    return ((patches.float() / 255.0 - mean) / std).to(dtype)
+    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    scale = (1 / (255 * std)).repeat_interleave(pixels).to(patches.device)
+    shift = (-mean / std).repeat_interleave(pixels).to(patches.device)
+    return torch.addcmul(shift, patches.float(), scale).to(dtype)

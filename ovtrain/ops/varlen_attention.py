@@ -46,7 +46,13 @@ def varlen_attention(
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    """One SDPA call per run of consecutive sequences of equal lengths: exact, nothing padded."""
+    """One SDPA call per run of consecutive sequences of equal lengths: exact, nothing padded.
+
+    On a CPU half precision is computed in float32: torch's backward takes 2 to 5 times as long in
+    bfloat16 there (benchmarks/results)."""
+    if q.device.type == "cpu" and q.dtype != torch.float32:
+        with torch.autocast("cpu", enabled=False):
+            return _sdpa(q.float(), k.float(), v.float(), cu_q, cu_k).to(q.dtype)
     lengths = zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True)
     out: list[Tensor] = []
     at_q = at_k = 0
