@@ -96,6 +96,7 @@ def _still(rng: np.random.Generator, u: npt.NDArray[np.float64], unit: float) ->
 
 
 SPANS = {"early": (0.03, 0.30), "midway": (0.36, 0.64), "late": (0.70, 0.97)}
+HALVES = {"first_half": (0.04, 0.44), "second_half": (0.56, 0.96)}
 """Shares of the clip in which a sprite acts, where the two act in turn."""
 
 Mask = npt.NDArray[np.bool_]
@@ -116,7 +117,7 @@ class Motion:
         if self.spans is None:
             mover = self.mover or TONES[rng.integers(len(TONES))]
             return {tone: np.full(len(u), tone == mover) for tone in TONES}
-        bounds = {tone: SPANS[span] for tone, span in self.spans.items()}
+        bounds = {tone: (SPANS | HALVES)[span] for tone, span in self.spans.items()}
         return {tone: (u >= start) & (u <= stop) for tone, (start, stop) in bounds.items()}
 
     def looks(self, rng: np.random.Generator, active: Mask) -> npt.NDArray[np.int64]:
@@ -127,12 +128,14 @@ class Motion:
         return look ^ look[len(look) // 2]
 
 
-def _in_turn(draw: Draw, *, flips: bool) -> Iterator[tuple[str, Motion]]:
+def _in_turn(action: str, draw: Draw) -> Iterator[tuple[str, Motion]]:
     """The six ways in which the two sprites can act in two of the three spans."""
     for light, dark in permutations(SPANS, 2):
-        spans: dict[Tone, str] = {"light": light, "dark": dark}
-        action = "flip" if flips else "shake"
-        yield f"{action}_light_{light}_dark_{dark}", Motion(draw, spans=spans, flips=flips)
+        yield f"{action}_light_{light}_dark_{dark}", _spanned(draw, light, dark)
+
+
+def _spanned(draw: Draw, light: str, dark: str, *, flips: bool = False) -> Motion:
+    return Motion(draw, spans={"light": light, "dark": dark}, flips=flips)
 
 
 MOTIONS: dict[str, Motion] = {
@@ -146,11 +149,11 @@ MOTIONS: dict[str, Motion] = {
     "orbits_ccw": Motion(_orbit(-1)),
     "spins_cw": Motion(_spin(1)),
     "spins_ccw": Motion(_spin(-1)),
-    "light_nods": Motion(_oscillate("y"), "light"),
-    "dark_nods": Motion(_oscillate("y"), "dark"),
     "light_hops": Motion(_hop, "light"),
     "dark_hops": Motion(_hop, "dark"),
-    **dict(_in_turn(_oscillate("x"), flips=False)),
-    **dict(_in_turn(_still, flips=True)),
+    "flips_light_then_dark": _spanned(_still, "first_half", "second_half", flips=True),
+    "flips_dark_then_light": _spanned(_still, "second_half", "first_half", flips=True),
+    **dict(_in_turn("shake", _oscillate("x"))),
+    **dict(_in_turn("nod", _oscillate("y"))),
 }
 CLASSES = tuple(MOTIONS)

@@ -30,7 +30,7 @@ from data_pipelines.stages import read_stage, write_stage
 from ovtrain.schema.atomic import atomic_open, write_json
 from ovtrain.schema.errors import ConfigError, OvtrainError
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 SPLITS = ("train", "heldout")
 """Position = texture family: the two splits share no texture."""
 FPS = Fraction(30)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from launch.plan import source_counts
 from ovtrain.config.cluster import ClusterConfig
+from ovtrain.config.data import mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import ConfigError
 from ovtrain.schema.manifest import ShardManifest
@@ -63,7 +63,7 @@ def fit_training(config: TrainConfig, nproc: int) -> tuple[TrainConfig, str]:
     batch = asked
     while batch > least and any(
         count > held
-        for count, held in zip(source_counts(config.data.sources, batch), samples, strict=True)
+        for count, held in zip(mixture_counts(config.data.sources, batch), samples, strict=True)
     ):
         batch -= 1
     if batch == asked:
@@ -78,6 +78,6 @@ def fit_training(config: TrainConfig, nproc: int) -> tuple[TrainConfig, str]:
 def least_batch(config: TrainConfig, nproc: int) -> int:
     """The smallest global batch that gives every rank a sample of every source."""
     batch = nproc * len(config.data.sources)
-    while min(source_counts(config.data.sources, batch)) < nproc:
+    while min(mixture_counts(config.data.sources, batch)) < nproc:
         batch += 1
     return batch

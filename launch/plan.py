@@ -6,11 +6,10 @@ counted by their name (``image`` or ``ocr`` in it: one picture; else video).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovtrain.config.data import SourceConfig
+from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, tokens
 from ovtrain.schema.errors import OvtrainError
@@ -48,22 +47,11 @@ class Plan:
         return sum(source.flops for source in self.sources)
 
 
-def source_counts(sources: Sequence[SourceConfig], global_batch: int) -> list[int]:
-    """Samples of each source in a global batch: largest remainders, as the loader deals them."""
-    total = sum(source.share for source in sources)
-    exact = [global_batch * source.share / total for source in sources]
-    counts = [int(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: global_batch - sum(counts)]:
-        counts[i] += 1
-    return counts
-
-
 def make_plan(config: TrainConfig, nproc: int) -> Plan:
     """Costs of ``config`` on ``nproc`` ranks."""
     size, run = config.model.size, config.run
     parameters = encoder.parameters(size, config.model.patch)
-    counts = source_counts(config.data.sources, run.global_batch)
+    counts = mixture_counts(config.data.sources, run.global_batch)
     return Plan(
         parameters=parameters,
         steps=run.total_steps,

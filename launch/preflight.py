@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.plan import source_counts
-from ovtrain.config.data import SourceConfig
+from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
 from ovtrain.schema.errors import ConfigError, OvtrainError
@@ -46,7 +45,7 @@ def preflight(config: TrainConfig, nproc: int) -> Findings:
 
 def _batch_problems(config: TrainConfig, nproc: int) -> list[str]:
     """Each source's share of the global batch gives every rank at least one sample."""
-    counts = source_counts(config.data.sources, config.run.global_batch)
+    counts = mixture_counts(config.data.sources, config.run.global_batch)
     total = sum(source.share for source in config.data.sources)
     found: list[str] = []
     for source, count in zip(config.data.sources, counts, strict=True):

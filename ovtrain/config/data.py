@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 VIEW_BLOCK = 16
@@ -108,3 +109,14 @@ class DataConfig:
             if getattr(self, key) <= 0:
                 found.append(f"data.{key}={getattr(self, key)}; allowed: a positive number")
         return found
+
+
+def mixture_counts(sources: Sequence[SourceConfig], global_batch: int) -> list[int]:
+    """Samples of each source in every global batch: largest remainders of the shares."""
+    total = sum(source.share for source in sources)
+    exact = [global_batch * source.share / total for source in sources]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: global_batch - sum(counts)]:
+        counts[i] += 1
+    return counts

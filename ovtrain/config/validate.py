@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ovtrain.config.data import mixture_counts
 from ovtrain.config.load import raise_problems
 from ovtrain.config.train import TrainConfig
 
@@ -42,11 +43,14 @@ def _spanning(config: TrainConfig) -> list[str]:
             f"data.clip_frames={data.clip_frames} exceeds model.rope_frames="
             f"{config.model.rope_frames}; sample the clip onto the virtual grid first"
         )
-    if config.run.global_batch < len(data.sources):
-        found.append(
-            f"run.global_batch={config.run.global_batch} is below the number of sources "
-            f"({len(data.sources)}); each source needs a sample in every batch"
-        )
+    counts = mixture_counts(data.sources, config.run.global_batch)
+    for source, count in zip(data.sources, counts, strict=True):
+        if count == 0:
+            found.append(
+                f"run.global_batch={config.run.global_batch} leaves no sample for source "
+                f"{source.name} (share {source.share:g} of {sum(s.share for s in data.sources):g}); "
+                "raise run.global_batch or the source's share"
+            )
     return found
 
 

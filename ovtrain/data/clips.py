@@ -1,11 +1,13 @@
 """Decoded clips of one source, through an optional cache folder of raw frames.
 
-A cached clip is ``{fingerprint}/{i}.npy``, (T, H, W, 3) uint8, written once and memory-mapped, so
-that the processes of a machine share it and only the frames that a view needs are touched.
+A cached clip is ``{content}/{i}.npy``, (T, H, W, 3) uint8, written once and memory-mapped, so that
+the processes of a machine share it and only the frames that a view needs are touched. ``content``
+hashes the shards' own hashes: other shards with the same sample keys get a folder of their own.
 """
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ from ovtrain.schema.sample import CLIP
 class ClipReader:
     def __init__(self, reader: ShardReader, cache_dir: str = "") -> None:
         self.reader = reader
-        name = reader.manifest.fingerprint[:16]
-        self.cache = Path(cache_dir) / name if cache_dir else None
+        hashes = "".join(shard.sha256 for shard in reader.manifest.shards)
+        content = sha256(hashes.encode()).hexdigest()[:16]
+        self.cache = Path(cache_dir) / content if cache_dir else None
 
     def frames(self, i: int, wanted: list[int]) -> Pixels:
         """(len(wanted), H, W, 3) frames of sample i. Raises MediaError."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ovtrain.config.data import DataConfig
+from ovtrain.config.data import DataConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch, PackedSample, pack
 from ovtrain.data.decode.base import ImageDecoder, PillowImages
-from ovtrain.data.order import StepPlan, mixture_counts
+from ovtrain.data.order import StepPlan
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World
 from ovtrain.schema.errors import CheckpointError, ManifestError, MediaError

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ovtrain.config.data import VIEW_BLOCK, SourceConfig, ViewShares
+from ovtrain.config.data import VIEW_BLOCK, ViewShares
 from ovtrain.distributed.context import seed_for, split
-from ovtrain.schema.errors import ConfigError
 
 
 class SampleOrder:
@@ -42,27 +41,6 @@ def view_of(g: int, shares: ViewShares, seed: int, source: str) -> int:
     views = np.repeat(np.arange(3), shares.counts())
     rng = np.random.default_rng(seed_for(seed, f"views:{source}", block))
     return int(rng.permutation(views)[place])
-
-
-def mixture_counts(sources: list[SourceConfig], global_batch: int) -> list[int]:
-    """Samples of each source in every global batch: largest remainders of the shares.
-
-    Raises ConfigError where a source would get none.
-    """
-    total = sum(source.share for source in sources)
-    exact = [global_batch * source.share / total for source in sources]
-    counts = [int(x) for x in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: global_batch - sum(counts)]:
-        counts[i] += 1
-    if 0 in counts:
-        starved = sources[counts.index(0)]
-        raise ConfigError(
-            f"run.global_batch={global_batch}",
-            f"leaves no sample for source {starved.name} (share {starved.share:g} of {total:g})",
-            fix="raise run.global_batch or the source's share",
-        )
-    return counts
 
 
 @dataclass(frozen=True)

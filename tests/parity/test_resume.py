@@ -35,8 +35,9 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def kill_at(config: str, out: Path, line: int) -> None:
-    """Start on two processes and SIGKILL the whole group once ``line`` steps are logged."""
+def kill_at(config: str, out: Path, line: int, after: float = 0) -> None:
+    """Start on two processes and SIGKILL the whole group ``after`` seconds from when ``line`` steps
+    are logged."""
     job = subprocess.Popen(
         torchrun_command(2, "-m", "ovtrain.train", config),
         env=environment(),
@@ -49,6 +50,7 @@ def kill_at(config: str, out: Path, line: int) -> None:
     try:
         while time.monotonic() < deadline and job.poll() is None:
             if path.exists() and path.read_bytes().count(b"\n") >= line:
+                time.sleep(after)
                 return
             time.sleep(0.02)
         pytest.fail(f"never reached step {line}, status {job.poll()}")
@@ -117,3 +119,18 @@ def test_open_run_gives_the_trained_encoder(killed: Path):
     saved = tensors(killed)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, saved[f"{storage.ENCODER}/param/{name}"])
+
+
+@pytest.mark.full
+def test_a_run_killed_at_six_moments_ends_as_if_undisturbed(runs: Runs):
+    """At any moment, not only between steps: some kills fall into start-up, some into a save."""
+    out = runs.folder / "killed-often"
+    config = write_config(runs.folder, out.name, **(UNEVEN | {"checkpoint_every": 1}))
+    moments = random.Random(0)
+    for _ in range(6):
+        logged = len(metrics(out)) if (out / "metrics.jsonl").exists() else 0
+        kill_at(config, out, min(logged + 2, 19), after=moments.uniform(0, 0.5))
+    succeed(torchrun(2, "-m", "ovtrain.train", config))
+    straight, resumed = tensors(runs.out("deepspeed-2")), tensors(out)
+    assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
+    assert computed(out) == computed(runs.out("deepspeed-2"))

@@ -49,7 +49,7 @@ def test_the_defaults_need_only_sources_and_a_length():
         ({"data": {"size": 225}}, "data.size=225 must be a multiple of model.patch=14; use 224 or"),
         ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
         ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),
-        ({"run": {"global_batch": 1}}, "below the number of sources (2)"),
+        ({"run": {"global_batch": 1}}, "leaves no sample for source"),
     ],
 )
 def test_each_rule_names_its_key(sections: dict[str, Any], message: str):

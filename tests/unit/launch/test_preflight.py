@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 
 from launch import cli
-from launch.plan import make_plan, plan_lines, source_counts
+from launch.plan import make_plan, plan_lines
 from launch.preflight import preflight
 from ovtrain.config.data import DataConfig, SourceConfig
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import RunConfig, TrainConfig
-from ovtrain.data.order import mixture_counts
 from ovtrain.schema.errors import ConfigError
 from ovtrain.schema.manifest import ShardManifest
 from tests.helpers.shards import write_labels, write_shards
@@ -85,12 +84,6 @@ def test_clips_of_another_size_are_refused(config, tmp_path):
     config = replace(config, data=replace(config.data, size=56, token_budget=64))
     found = preflight(config, nproc=1)
     assert any("height=28 in the shards, the config asks 56" in text for text in found.data)
-
-
-@pytest.mark.parametrize("batch", [7, 16, 33])
-def test_the_plan_deals_a_batch_as_the_loader_does(batch: int):
-    sources = [SourceConfig(name, share=share) for name, share in (("a", 3), ("b", 2), ("c", 1))]
-    assert source_counts(sources, batch) == mixture_counts(sources, batch)
 
 
 def test_the_plan_counts_tokens_and_head_rows(config):

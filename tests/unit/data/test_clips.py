@@ -1,0 +1,19 @@
+"""Decoded clips, with and without the cache."""
+
+import numpy as np
+
+from ovtrain.data.clips import ClipReader
+from ovtrain.data.shards import ShardReader
+from tests.helpers.shards import write_shards
+
+
+def test_shards_with_the_same_keys_and_other_pixels_share_no_cached_clip(tmp_path):
+    folder, cache = tmp_path / "video", str(tmp_path / "cache")
+    found = []
+    for frames in (8, 16):  # the same keys: another length draws other random pixels
+        manifest = write_shards(folder, "video", 3, frames=frames)
+        cached = ClipReader(ShardReader(str(folder)), cache).frames(2, [0, 1])
+        assert np.array_equal(cached, ClipReader(ShardReader(str(folder))).frames(2, [0, 1]))
+        found.append((manifest.fingerprint, cached))
+    assert found[0][0] == found[1][0]
+    assert not np.array_equal(found[0][1], found[1][1])
