@@ -48,7 +48,7 @@ class SyntheticConfig:
     heldout_clips: int = 320
     size: int = 112
     frames: int = 64
-    preset: str = "fast"
+    preset: str = "veryfast"
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot be used."""

@@ -61,7 +61,7 @@ def print_summary(out: Path, records: Sequence[Record], notes: Sequence[str], re
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
-PROBE_HEAD = ("probe", "encoder", "view", "tokens", "accuracy", "95 %")
+PROBE_HEAD = ("probe", "encoder", "view", "tokens", "accuracy", "95 %", "seeds")
 
 
 def probe_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -73,11 +73,12 @@ def probe_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             str(row.get("tokens")),
             _fixed(row.get("mean")),
             f"{_fixed(row.get('low'))}-{_fixed(row.get('high'))}",
+            " ".join(_fixed(score) for score in row.get("scores", [])),
         )
         for row in result.get("rows", [])
     ]
     chance = result.get("chance")
-    return rows + ([("", "chance", "", "", _fixed(chance), "")] if rows and chance else [])
+    return rows + ([("", "chance", "", "", _fixed(chance), "", "")] if rows and chance else [])
 
 
 def ranking_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
