@@ -30,9 +30,11 @@ class HevcSettings:
     preset: str = "fast"
 
     def options(self) -> dict[str, str]:
+        # Without threads of its own: one of 12,000 encodes once spun for ever in x265's thread pool
+        # (pools=1); and without it a clip of 112 pixels takes 44 ms instead of 53.
         x265 = (
             f"keyint={self.gop}:min-keyint={self.gop}:scenecut=0:bframes=0:ref=1:"
-            "repeat-headers=1:pools=1:frame-threads=1:log-level=error"
+            "repeat-headers=1:pools=none:wpp=0:frame-threads=1:log-level=error"
         )
         return {"preset": self.preset, "crf": str(self.crf), "x265-params": x265}
 
