@@ -4,8 +4,8 @@ A pose is (x, y, angle, log scale): pixels with y downwards, radians clockwise. 
 drawn freely and then shifted so that its offset at the middle frame is zero: the state at the
 middle is drawn before and without the class, so the middle frame cannot tell it.
 
-Which of the two sprites moves, which acts first and the sense of a spin need pixels; the path of the
-mover is in the positions of the patches that carry energy.
+Which of the two sprites moves, which acts first and the sense of a spin need pixels; the path of
+the mover is in the positions of the patches that carry energy.
 
 offsets: (T, 4) float64. ``unit`` scales pixels: 1 at 112 pixels.
 """

@@ -43,12 +43,13 @@ def _spanning(config: TrainConfig) -> list[str]:
             f"data.clip_frames={data.clip_frames} exceeds model.rope_frames="
             f"{config.model.rope_frames}; sample the clip onto the virtual grid first"
         )
+    total = sum(source.share for source in data.sources)
     counts = mixture_counts(data.sources, config.run.global_batch)
     for source, count in zip(data.sources, counts, strict=True):
         if count == 0:
             found.append(
                 f"run.global_batch={config.run.global_batch} leaves no sample for source "
-                f"{source.name} (share {source.share:g} of {sum(s.share for s in data.sources):g}); "
+                f"{source.name} (share {source.share:g} of {total:g}); "
                 "raise run.global_batch or the source's share"
             )
     return found

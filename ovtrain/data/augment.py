@@ -17,7 +17,7 @@ from ovtrain.data.decode.base import Pixels
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw: luminance factor, picture offset (dy, dx) in pixels. The default changes nothing."""
+    """One draw: luminance factor, picture offset (dy, dx) in pixels; by default neither."""
 
     gain: float = 1.0
     offset: tuple[int, int] = (0, 0)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ovtrain.config.data import VIEW_BLOCK, ViewShares
 from ovtrain.distributed.context import seed_for, split
+from ovtrain.schema.errors import ConfigError
 
 
 class SampleOrder:

@@ -42,17 +42,15 @@ def varlen_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[return-value]
-    return _sdpa(q, k, v, cu_q, cu_k)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    """One SDPA call per run of consecutive sequences of equal lengths: exact, nothing padded.
-
-    On a CPU half precision is computed in float32: torch's backward takes 2 to 5 times as long in
-    bfloat16 there (benchmarks/results)."""
     if q.device.type == "cpu" and q.dtype != torch.float32:
+        # torch's backward in half precision takes twice as long there (benchmarks/attention.py).
         with torch.autocast("cpu", enabled=False):
-            return _sdpa(q.float(), k.float(), v.float(), cu_q, cu_k).to(q.dtype)
+            return sdpa_runs(q.float(), k.float(), v.float(), cu_q, cu_k).to(q.dtype)
+    return sdpa_runs(q, k, v, cu_q, cu_k)
+
+
+def sdpa_runs(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
+    """One SDPA call per run of consecutive sequences of equal lengths: exact, nothing padded."""
     lengths = zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True)
     out: list[Tensor] = []
     at_q = at_k = 0

@@ -39,7 +39,10 @@ def test_exactly_the_sprites_of_the_class_move_or_change(name: str):
     if name.startswith("flip"):
         assert (moved, changed) == ([False, False], [True, True])
     else:
-        assert (sum(moved), changed) == (2 if name.startswith(("shake", "nod")) else 1, [False, False])
+        assert (sum(moved), changed) == (
+            2 if name.startswith(("shake", "nod")) else 1,
+            [False, False],
+        )
     if name.startswith(TONES):
         assert moved == [name.startswith(tone) for tone in TONES]
 

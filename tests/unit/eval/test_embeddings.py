@@ -40,7 +40,11 @@ def test_the_batch_size_changes_nothing(encoder, clips):
 
 
 def test_clips_come_in_shard_order(clips):
-    keys = [int(k) for batch in batches(clips, range(len(clips)), CODEC, 5, workers=2) for k in batch.key]
+    keys = [
+        int(k)
+        for batch in batches(clips, range(len(clips)), CODEC, 5, workers=2)
+        for k in batch.key
+    ]
     assert keys == list(range(24))
 
 
