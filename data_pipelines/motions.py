@@ -116,9 +116,13 @@ class Motion:
         """(T,) per sprite: the frames in which it acts."""
         if self.spans is None:
             mover = self.mover or TONES[rng.integers(len(TONES))]
-            return {tone: np.full(len(u), tone == mover) for tone in TONES}
-        bounds = {tone: (SPANS | HALVES)[span] for tone, span in self.spans.items()}
-        return {tone: (u >= start) & (u <= stop) for tone, (start, stop) in bounds.items()}
+            return {tone: np.full(len(u), tone == mover, dtype=np.bool_) for tone in TONES}
+        return {tone: self._within(self.spans[tone], u) for tone in TONES}
+
+    @staticmethod
+    def _within(span: str, u: npt.NDArray[np.float64]) -> Mask:
+        start, stop = (SPANS | HALVES)[span]
+        return (u >= start) & (u <= stop)
 
     def looks(self, rng: np.random.Generator, active: Mask) -> npt.NDArray[np.int64]:
         """(T,) appearance, 0 as at the middle or 1: while it acts, the other every four to seven
