@@ -203,7 +203,8 @@ class Demo:
         for source in config.data.sources:
             inputs += [Path(source.shards) / MANIFEST, Path(source.labels) / "ids.npy"]
         if start is not None:
-            inputs.append(start / "checkpoints" / "latest")
+            # "latest" names a step; the metrics tell one training from another.
+            inputs += [start / "checkpoints" / "latest", start / "metrics.jsonl"]
         self.stages.run(
             Stage(
                 name,

@@ -6,6 +6,7 @@ collects that line, so that a caller can show it once, whatever number of ranks 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -24,6 +26,7 @@ ROOT_CAUSE = "Root Cause"
 ROOT_EXIT = re.compile(r"^\s*exitcode\s*:\s*(?P<status>-?\d+)")
 ROOT_RANK = re.compile(r"^\s*rank\s*:\s*(?P<rank>\d+) ")
 KEPT_LINES = 20
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -65,6 +68,16 @@ def worker_env(nproc: int, env: Mapping[str, str] | None = None) -> dict[str, st
     return made
 
 
+def _die_with(parent: int) -> None:
+    """In a new child: be killed when ``parent`` dies (Linux). Its session of its own would let it
+    train on, into a directory that the restarted command has taken over."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run_process(
     command: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None]
 ) -> Outcome:
@@ -82,6 +95,7 @@ def run_process(
         text=True,
         errors="replace",
         start_new_session=True,
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     assert child.stdout is not None
     with _forwarding(child) as received, child.stdout as lines:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -125,3 +126,33 @@ def test_failure_names_error_rank_and_log(tmp_path):
     assert failure(outcome, tmp_path / "log") == (
         f"error: bad (first failing rank: 3)\n  log: {tmp_path / 'log'}"
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a promise of Linux")
+def test_a_killed_launcher_takes_its_child_with_it():
+    job = "import os, time; print(os.getpid()); time.sleep(60)"
+    launcher = subprocess.Popen(
+        python(
+            "import os, sys; from launch.processes import run_process; "
+            f"run_process([sys.executable, '-uc', {job!r}], os.environ, print)"
+        ),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert launcher.stdout is not None
+    with launcher, launcher.stdout as lines:
+        child = int(lines.readline())
+        launcher.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _running(child):
+        time.sleep(0.05)
+    assert not _running(child)
+
+
+def _running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as handle:
+            return handle.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
