@@ -25,12 +25,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -m "not full" $(ARGS)
 
-## make test-full  campaigns, SLURM, sanitizers
+## make test-full  the tests that take minutes: the whole demo, a campaign of kills
 test-full: $(VENV)/.test
-	@status=0
-	$(BIN)/python -m pytest -m full $(ARGS) || status=$$?
-	[ $$status -ne 5 ] || { echo "no test is marked full"; status=0; }
-	exit $$status
+	@$(BIN)/python -m pytest -m full $(ARGS)
 
 ## make lint       ruff, pyright, import contracts
 lint: $(VENV)/.test

@@ -5,7 +5,6 @@
 ``packed``        ``ovtrain.ops.varlen_attention``, backend sdpa, lengths as the loader packs them:
                   per source one after another, so equal lengths often lie together
 ``packed_mixed``  the same samples in an order where equal lengths never lie together: its worst
-``packed_uncast`` the same calls without the CPU's detour over float32
 ``padded``        the peer: pad to the longest, one SDPA call with a key mask, unpad
 
 Forward and backward, heads of 64, bfloat16 by default. Lengths are those of the demo's and the
@@ -22,7 +21,7 @@ from measure import interleaved, line
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ovtrain.ops.varlen_attention import sdpa_runs, varlen_attention
+from ovtrain.ops.varlen_attention import varlen_attention
 
 HEADS, WIDTH = 4, 64
 
@@ -34,10 +33,6 @@ def bounds(lengths: list[int]) -> Tensor:
 def packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     cu, longest = bounds(lengths), max(lengths)
     return varlen_attention(q, k, v, cu, cu, longest, longest, "sdpa")
-
-
-def uncast(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    return sdpa_runs(q, k, v, bounds(lengths), bounds(lengths))
 
 
 def padded(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
@@ -92,7 +87,6 @@ def main() -> None:
     variants = {
         "packed": both_ways(packed, tensors, lengths),
         "packed_mixed": both_ways(packed, tensors, mixed),
-        "packed_uncast": both_ways(uncast, tensors, lengths),
         "padded": both_ways(padded, tensors, lengths),
     }
     for ours, peer in zip(variants["packed"](), variants["padded"](), strict=True):
@@ -110,7 +104,6 @@ def main() -> None:
             rounds=args.rounds,
             variants=found,
             padded_over_packed=ratio(found, "padded", "packed"),
-            uncast_over_packed=ratio(found, "packed_uncast", "packed"),
         )
     )
 

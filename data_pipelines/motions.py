@@ -96,8 +96,9 @@ def _still(rng: np.random.Generator, u: npt.NDArray[np.float64], unit: float) ->
 
 
 SPANS = {"early": (0.03, 0.30), "midway": (0.36, 0.64), "late": (0.70, 0.97)}
-HALVES = {"first_half": (0.04, 0.44), "second_half": (0.56, 0.96)}
 """Shares of the clip in which a sprite acts, where the two act in turn."""
+HALVES = {"first_half": (0.04, 0.44), "second_half": (0.56, 0.96)}
+"""The same for two longer acts."""
 
 Mask = npt.NDArray[np.bool_]
 

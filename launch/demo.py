@@ -241,7 +241,8 @@ class Demo:
         checked("probe_set", config)
         path = write_resolved(config, self.out / "configs" / "probe.yaml")
         # The metrics tell one training from another even where both ended at the same step.
-        trained = [run / "metrics.jsonl" for run in runs]
+        probed = [*runs, control] if self.config.control else runs
+        trained = [run / "metrics.jsonl" for run in probed]
         inputs = [path, *trained, self.out / "clips" / "classes.json"]
         self._job("probe", "ovtrain.eval.probe", [str(path)], inputs, [folder / "result.json"])
 

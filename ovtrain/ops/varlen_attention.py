@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ovtrain.schema.errors import ConfigError
 
 log = logging.getLogger(__name__)
+SHORT = 192
 
 
 def varlen_attention(
@@ -42,14 +43,10 @@ def varlen_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[return-value]
-    if q.device.type == "cpu" and q.dtype != torch.float32:
-        # torch's backward in half precision takes twice as long there (benchmarks/attention.py).
-        with torch.autocast("cpu", enabled=False):
-            return sdpa_runs(q.float(), k.float(), v.float(), cu_q, cu_k).to(q.dtype)
-    return sdpa_runs(q, k, v, cu_q, cu_k)
+    return _sdpa(q, k, v, cu_q, cu_k)
 
 
-def sdpa_runs(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
     """One SDPA call per run of consecutive sequences of equal lengths: exact, nothing padded."""
     lengths = zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True)
     out: list[Tensor] = []
@@ -62,10 +59,19 @@ def sdpa_runs(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Te
             x[rows].unflatten(0, (count, -1)).transpose(1, 2)  # (count, H, len, d)
             for x, rows in ((q, rows_q), (k, rows_k), (v, rows_k))
         )
-        attended = scaled_dot_product_attention(run_q, run_k, run_v)
+        attended = _attend(run_q, run_k, run_v)
         out.append(attended.transpose(1, 2).flatten(0, 1))
         at_q, at_k = rows_q.stop, rows_k.stop
     return torch.cat(out)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """SDPA; short sequences in half precision on a CPU are computed in float32, where torch's
+    backward is up to four times as fast there (docs/log.md). On long ones it is slower."""
+    if q.device.type != "cpu" or q.dtype == torch.float32 or k.shape[-2] > SHORT:
+        return scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        return scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
 def _flash_installed() -> bool:
