@@ -98,7 +98,7 @@ def _check_labels(source: SourceConfig, manifest: ShardManifest, found: Findings
 
 
 def _check_start(init_from: str, found: Findings) -> None:
-    if init_from and not Path(init_from).is_dir():
-        found.data.append(
-            f"run.init_from={init_from}: no such run or checkpoint; train that stage first"
-        )
+    folder = Path(init_from)
+    saved = ("checkpoints/latest", "latest", "encoder.safetensors")
+    if init_from and not any((folder / name).is_file() for name in saved):
+        found.data.append(f"run.init_from={init_from}: no checkpoint here; train that stage first")

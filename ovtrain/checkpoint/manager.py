@@ -55,7 +55,7 @@ class Checkpoints:
         if self.world.is_main:
             write_json(temp / storage.STATE, state | {"world_size": self.world.size})
             storage.seal(temp, final)
-            storage.prune(self.folder, self.keep)
+            storage.prune(self.folder, self.keep, state["step"])
             log.info("saved %s", final)
         barrier(self.world.group)
         self.saved_step = state["step"]

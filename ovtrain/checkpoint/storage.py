@@ -138,9 +138,12 @@ def read_head_rows(folder: Path, source: str, lo: int, hi: int) -> dict[str, Ten
     return {k: torch.cat([part[k] for _, part in parts]) for k in parts[0][1]} if parts else {}
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` step directories, and what crashed writers left."""
+def prune(checkpoints: Path, keep: int, newest: int) -> None:
+    """Delete what crashed writers left, and of the step directories up to step ``newest`` all but
+    the last ``keep``. Later ones stay: a run that was set back to an older step replaces them when
+    it gets there."""
     for path in checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(path)
-    for path in sorted(checkpoints.glob("step-*"))[:-keep]:
+    passed = [path for path in checkpoints.glob("step-*") if path.name <= step_name(newest)]
+    for path in sorted(passed)[:-keep]:
         shutil.rmtree(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
+
 TEACHERS = ("descriptor", "clip")
 
 
@@ -24,14 +26,11 @@ class ClusterConfig:
     workers: int = 2
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        if self.teacher not in TEACHERS:
-            found.append(f"teacher={self.teacher}; allowed: {', '.join(TEACHERS)}")
+        found = not_among(self, "", {"teacher": TEACHERS})
         if self.teacher == "clip" and not self.teacher_dir:
             found.append("teacher=clip needs teacher_dir, a local folder with the weights")
-        for key in ("clusters", "top", "frames", "iterations", "workers"):
-            if getattr(self, key) <= 0:
-                found.append(f"{key}={getattr(self, key)}; allowed: a positive number")
+        counts = ("clusters", "top", "frames", "iterations", "workers")
+        found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: ("seed",)})
         if self.top > self.clusters:
             found.append(f"top={self.top} exceeds clusters={self.clusters}; lower top")
         return found

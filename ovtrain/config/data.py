@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ovtrain.config.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, broken, not_among
+
 VIEW_BLOCK = 16
 """Video samples per block in which the realised view shares are exact."""
 IMAGE_DECODERS = ("pillow", "dali")
@@ -63,14 +65,8 @@ class AugmentConfig:
     token_keep: float = 1.0
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        if not 0 <= self.gain < 1:
-            found.append(f"data.augment.gain={self.gain}; allowed: 0 to below 1")
-        if self.shift < 0:
-            found.append(f"data.augment.shift={self.shift}; allowed: 0 or more pixels")
-        if not 0 < self.token_keep <= 1:
-            found.append(f"data.augment.token_keep={self.token_keep}; allowed: above 0 to 1")
-        return found
+        rules = {BELOW_ONE: ("gain",), NOT_NEGATIVE: ("shift",), SHARE: ("token_keep",)}
+        return broken(self, "data.augment.", rules)
 
 
 @dataclass(frozen=True)
@@ -99,16 +95,13 @@ class DataConfig:
         if len(set(names)) != len(names) or "" in names:
             found.append(f"data.sources names {names}; each needs a name of its own")
         for source in self.sources:
-            if source.share <= 0:
-                found.append(f"source {source.name}: share={source.share}; allowed: above 0")
-        if self.image_decoder not in IMAGE_DECODERS:
-            found.append(
-                f"data.image_decoder={self.image_decoder}; allowed: {', '.join(IMAGE_DECODERS)}"
-            )
-        for key in ("size", "clip_frames", "token_budget", "chunks", "workers", "prefetch"):
-            if getattr(self, key) <= 0:
-                found.append(f"data.{key}={getattr(self, key)}; allowed: a positive number")
-        return found
+            of_source = {POSITIVE: ("share",), NOT_NEGATIVE: ("weight",)}
+            found += broken(source, f"source {source.name}: ", of_source)
+        found += not_among(self, "data.", {"image_decoder": IMAGE_DECODERS})
+        sizes = ("size", "clip_frames", "token_budget", "chunks")
+        return found + broken(
+            self, "data.", {POSITIVE: (*sizes, "workers", "prefetch", "max_bad_in_a_row")}
+        )
 
 
 def mixture_counts(sources: Sequence[SourceConfig], global_batch: int) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.config.prepare import PrepareConfig
+from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,8 @@ class DemoConfig:
         found = [f"prepare.{problem}" for problem in self.prepare.problems()]
         found += [f"video_clusters.{problem}" for problem in self.video_clusters.problems()]
         found += [f"image_clusters.{problem}" for problem in self.image_clusters.problems()]
-        for key in ("train_clips", "heldout_clips", "seeds", "nproc"):
-            if getattr(self, key) <= 0:
-                found.append(f"{key}={getattr(self, key)}; allowed: a positive number")
-        if self.seed < 0:
-            found.append(f"seed={self.seed}; allowed: 0 or more")
+        counts = ("train_clips", "heldout_clips", "seeds", "nproc")
+        found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: ("seed",)})
         if self.prepare.images_per_clip <= 0:
             found.append(
                 f"prepare.images_per_clip={self.prepare.images_per_clip}; allowed: 1 or more "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ovtrain.config.rules import FINITE, POSITIVE, SHARE, broken, not_among
+
 LOSSES = ("logistic",)
 REDUCTIONS = ("positive", "sample")
 
@@ -25,13 +27,6 @@ class HeadConfig:
     init_std: float = 0.01
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        if self.loss not in LOSSES:
-            found.append(f"head.loss={self.loss}; allowed: {', '.join(LOSSES)}")
-        if self.reduction not in REDUCTIONS:
-            found.append(f"head.reduction={self.reduction}; allowed: {', '.join(REDUCTIONS)}")
-        if not 0 < self.sample_rate <= 1:
-            found.append(f"head.sample_rate={self.sample_rate}; allowed: above 0 to 1")
-        if self.scale <= 0:
-            found.append(f"head.scale={self.scale}; allowed: above 0")
-        return found
+        rules = {SHARE: ("sample_rate",), POSITIVE: ("scale", "init_std"), FINITE: ("bias",)}
+        choices = {"loss": LOSSES, "reduction": REDUCTIONS}
+        return broken(self, "head.", rules) + not_among(self, "head.", choices)

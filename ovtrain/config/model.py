@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ovtrain.config.rules import POSITIVE, broken, not_among
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -45,16 +47,10 @@ class ModelConfig:
         return PRESETS[self.preset]
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        for key, value, allowed in (
-            ("preset", self.preset, tuple(PRESETS)),
-            ("rope_style", self.rope_style, ROPE_STYLES),
-            ("attention", self.attention, ATTENTION_BACKENDS),
-        ):
-            if value not in allowed:
-                found.append(f"model.{key}={value}; allowed: {', '.join(allowed)}")
-        if self.init_std <= 0:
-            found.append(f"model.init_std={self.init_std}; allowed: above 0")
-        if self.patch <= 0:
-            found.append(f"model.patch={self.patch}; allowed: a positive number of pixels")
-        return found
+        choices = {
+            "preset": PRESETS,
+            "rope_style": ROPE_STYLES,
+            "attention": ATTENTION_BACKENDS,
+        }
+        rules = {POSITIVE: ("patch", "rope_theta", "rope_frames", "norm_eps", "init_std")}
+        return not_among(self, "model.", choices) + broken(self, "model.", rules)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ovtrain.config.rules import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE_OR_NONE,
+    broken,
+    not_among,
+)
+
 SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """``warmup``: share of the steps; ``head_lr: null`` follows ``lr``; ``clip``: global norm."""
+    """``warmup``: share of the steps; ``head_lr: null`` follows ``lr``; ``clip``: global
+    norm, 0 = off."""
 
     lr: float = 1e-3
     head_lr: float | None = None
@@ -23,13 +33,11 @@ class OptimConfig:
     clip: float = 1.0
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        if self.lr <= 0:
-            found.append(f"optim.lr={self.lr}; allowed: above 0")
-        if not 0 <= self.warmup <= 1:
-            found.append(f"optim.warmup={self.warmup}; allowed: a share of the steps, 0 to 1")
-        if self.schedule not in SCHEDULES:
-            found.append(f"optim.schedule={self.schedule}; allowed: {', '.join(SCHEDULES)}")
-        if self.clip < 0:
-            found.append(f"optim.clip={self.clip}; allowed: 0 (off) or a norm")
-        return found
+        rules = {
+            POSITIVE: ("lr", "head_lr", "eps"),
+            NOT_NEGATIVE: ("weight_decay", "final_lr", "clip"),
+            BELOW_ONE: ("beta1", "beta2"),
+            SHARE_OR_NONE: ("warmup",),
+        }
+        found = broken(self, "optim.", rules)
+        return found + not_among(self, "optim.", {"schedule": SCHEDULES})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ovtrain.config.rules import CRF, NOT_NEGATIVE, PERCENTILE, POSITIVE, broken, not_among
+
 CAMERA = ("none", "median")
 NORMALISE = ("frame", "clip")
 LIST_MODES = ("l0", "l1", "max", "sum")
@@ -26,16 +28,14 @@ class EnergyConfig:
     per_reference_distance: bool = True
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        for key, allowed in (("normalise", NORMALISE), ("camera", CAMERA), ("lists", LIST_MODES)):
-            if getattr(self, key) not in allowed:
-                found.append(f"energy.{key}={getattr(self, key)}; allowed: {', '.join(allowed)}")
-        if self.motion_weight < 0 or self.residual_weight < 0:
-            found.append("energy weights; allowed: 0 or more")
+        choices = {"normalise": NORMALISE, "camera": CAMERA, "lists": LIST_MODES}
+        rules = {
+            NOT_NEGATIVE: ("motion_weight", "residual_weight"),
+            PERCENTILE: ("percentile",),
+        }
+        found = not_among(self, "energy.", choices) + broken(self, "energy.", rules)
         if self.motion_weight + self.residual_weight == 0:
             found.append("energy weights are both 0; at least one must count")
-        if not 0 < self.percentile <= 100:
-            found.append(f"energy.percentile={self.percentile}; allowed: above 0 to 100")
         return found
 
 
@@ -58,14 +58,17 @@ class PrepareConfig:
     energy: EnergyConfig = field(default_factory=EnergyConfig)
 
     def problems(self) -> list[str]:
-        found = self.energy.problems()
-        if self.size % self.patch:
+        counts = ("size", "frames", "patch", "gop", "clips_per_video", "samples_per_shard")
+        rules = {
+            POSITIVE: (*counts, "workers"),
+            NOT_NEGATIVE: ("images_per_clip", "seed"),
+            CRF: ("crf",),
+        }
+        found = self.energy.problems() + broken(self, "", rules)
+        if not found and self.size % self.patch:
             below = max(self.size // self.patch, 1) * self.patch
             found.append(
                 f"size={self.size} must be a multiple of patch={self.patch}; "
                 f"use {below} or {below + self.patch}"
             )
-        for key in ("size", "frames", "patch", "gop", "clips_per_video", "samples_per_shard"):
-            if getattr(self, key) <= 0:
-                found.append(f"{key}={getattr(self, key)}; allowed: a positive number")
         return found

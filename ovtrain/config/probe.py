@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken
+
 
 @dataclass(frozen=True)
 class ProbeConfig:
@@ -36,7 +38,5 @@ class ProbeConfig:
                 found.append(f"{key} is empty; name a path")
         if not self.runs:
             found.append("runs is empty; name at least one run directory")
-        for key in ("token_budget", "chunks", "epochs", "batch", "workers"):
-            if getattr(self, key) <= 0:
-                found.append(f"{key}={getattr(self, key)}; allowed: a positive number")
-        return found
+        counts = ("token_budget", "chunks", "epochs", "batch", "workers", "attentive_lr")
+        return found + broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: ("labels_per_class",)})

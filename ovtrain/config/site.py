@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ovtrain.config.rules import POSITIVE, broken
+
 
 @dataclass(frozen=True)
 class SiteConfig:
@@ -21,8 +23,4 @@ class SiteConfig:
     env: dict[str, str] = field(default_factory=dict[str, str])
 
     def problems(self) -> list[str]:
-        return [
-            f"{key}={getattr(self, key)}; allowed: a positive number"
-            for key in ("nodes", "gpus_per_node", "cpus_per_gpu")
-            if getattr(self, key) <= 0
-        ]
+        return broken(self, "", {POSITIVE: ("nodes", "gpus_per_node", "cpus_per_gpu")})

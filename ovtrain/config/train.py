@@ -8,6 +8,7 @@ from ovtrain.config.data import DataConfig
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.optim import OptimConfig
+from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
 
 BACKENDS = ("deepspeed", "ddp")
 PRECISIONS = ("fp32", "bf16")
@@ -46,15 +47,12 @@ class RunConfig:
         found: list[str] = []
         if (self.steps > 0) == (self.samples > 0):
             found.append(f"run.steps={self.steps} and run.samples={self.samples}; give exactly one")
-        for key in ("global_batch", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, key) <= 0:
-                found.append(f"run.{key}={getattr(self, key)}; allowed: a positive number")
-        for key, allowed in (("backend", BACKENDS), ("precision", PRECISIONS)):
-            if getattr(self, key) not in allowed:
-                found.append(f"run.{key}={getattr(self, key)}; allowed: {', '.join(allowed)}")
-        if self.zero_stage not in ZERO_STAGES:
-            found.append(f"run.zero_stage={self.zero_stage}; allowed: 1, 2")
-        return found
+        rules = {
+            POSITIVE: ("global_batch", "log_every", "checkpoint_every", "keep"),
+            NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed"),
+        }
+        choices = {"backend": BACKENDS, "precision": PRECISIONS, "zero_stage": ZERO_STAGES}
+        return found + broken(self, "run.", rules) + not_among(self, "run.", choices)
 
 
 @dataclass(frozen=True)

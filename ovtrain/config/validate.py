@@ -52,6 +52,11 @@ def _spanning(config: TrainConfig) -> list[str]:
                 f"{source.name} (share {source.share:g} of {total:g}); "
                 "raise run.global_batch or the source's share"
             )
+    if 0 < config.run.micro_batch < len(data.sources):
+        found.append(
+            f"run.micro_batch={config.run.micro_batch} is below the number of sources "
+            f"({len(data.sources)}); allowed: 0 (no accumulation) or {len(data.sources)} and more"
+        )
     return found
 
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from ovtrain.config.data import VIEW_BLOCK, ViewShares
 from ovtrain.distributed.context import seed_for, split
-from ovtrain.schema.errors import ConfigError
 
 
 class SampleOrder:
@@ -54,17 +53,9 @@ class StepPlan:
 
     @classmethod
     def build(cls, counts: list[int], ranks: int, micro_batch: int) -> StepPlan:
-        """``micro_batch`` bounds a rank's samples per micro-step; 0 = one micro-step.
-
-        Raises ConfigError where it is below the number of sources: each micro-step may hold one
-        sample of each.
-        """
-        if 0 < micro_batch < len(counts):
-            raise ConfigError(
-                f"run.micro_batch={micro_batch}",
-                f"is below the number of sources ({len(counts)})",
-                allowed=f"0 (no accumulation) or {len(counts)} and more",
-            )
+        """``micro_batch`` bounds a rank's samples per micro-step; 0 = one micro-step. Otherwise at
+        least the number of sources, since each micro-step may hold one sample of each."""
+        assert micro_batch == 0 or micro_batch >= len(counts), (micro_batch, counts)
         plan = cls(counts, ranks, 1)
         while micro_batch and max(map(plan.slots, range(plan.micro_steps))) > micro_batch:
             plan = cls(counts, ranks, plan.micro_steps + 1)

@@ -41,6 +41,7 @@ class Trainer:
         self.throughput = Throughput()
         self.sinks: list[Sink] = []
         self._window = torch.zeros(len(VIEWS) + 4, dtype=torch.float64)
+        self._unread: list[dict[str, Tensor]] = []
         self._resume()
 
     def fit(self) -> bool:
@@ -52,10 +53,10 @@ class Trainer:
             while state.step < steps and not self.stop.requested():
                 with self.throughput.waiting():
                     batch = next(parts.loader)
-                metrics = parts.step.run(batch, state.step)
+                self._unread.append(parts.step.run(batch, state.step))
                 state.step += 1
                 self._count(batch)
-                self._maybe_log(metrics, steps)
+                self._maybe_log(steps)
                 self._maybe_save(final=state.step == steps)
             self._maybe_save(final=True)
         finally:
@@ -105,19 +106,31 @@ class Trainer:
         state.bad += round(bad)
         self.throughput.add(round(sum(total[: len(VIEWS)])), round(tokens), flops)
 
-    def _maybe_log(self, metrics: dict[str, Tensor], steps: int) -> None:
+    def _read(self) -> dict[str, float]:
+        """The last step's metrics, after a look at those of all steps since the last call: one
+        transfer from the device. Raises NonFiniteLoss."""
+        names = list(self._unread[-1]) if self._unread else []
+        table = [torch.stack([row[name] for name in names]) for row in self._unread]
+        rows = torch.stack(table).tolist() if table else []
+        first = self.state.step - len(rows) + 1
+        self._unread.clear()
+        for step, values in enumerate(rows, start=first):
+            if not all(map(math.isfinite, values)):
+                shown = ", ".join(f"{n} {v:g}" for n, v in zip(names, values, strict=True))
+                raise NonFiniteLoss(
+                    self.config.run.out,
+                    f"step {step}: {shown}",
+                    fix="the newest checkpoint is from before; lower optim.lr or look at the data "
+                    "of that step",
+                )
+        return dict(zip(names, rows[-1], strict=True)) if rows else {}
+
+    def _maybe_log(self, steps: int) -> None:
         state = self.state
         if state.step % self.config.run.log_every and state.step != steps:
             return
         self._drain()
-        values = {name: float(value) for name, value in metrics.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise NonFiniteLoss(
-                self.config.run.out,
-                f"step {state.step}: {values}",
-                fix="the newest checkpoint is from before; lower optim.lr or look at the data read "
-                "since then",
-            )
+        values = self._read()
         row = {"step": state.step, "time": time.time(), **values, **self._progress(steps)}
         log.info(_line(row, steps))
         for sink in self.sinks:
@@ -138,6 +151,7 @@ class Trainer:
         checkpoints, step = self.parts.checkpoints, self.state.step
         if not checkpoints.due(step, final=final):
             return
+        self._read()  # nothing that is not a number is ever saved
         self._drain()
         self.state.consumed = self.parts.loader.state_dict()
         checkpoints.save(

@@ -16,7 +16,7 @@ from ovtrain.config.validate import validate
 from ovtrain.data.shards import ShardReader
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts, build
-from ovtrain.engine.run_directory import claim
+from ovtrain.engine.run_directory import claim, describe
 from ovtrain.engine.trainer import Trainer
 from tests.helpers.shards import write_labels, write_shards
 
@@ -91,6 +91,7 @@ def fit(config: TrainConfig) -> Parts:
     try:
         claim(config)
         parts = build(config, world())
+        describe(config, parts, world())
         assert Trainer(config, parts, world()).fit()
     finally:
         for number, handler in before.items():

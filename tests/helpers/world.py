@@ -25,6 +25,11 @@ def torchrun(
     )
 
 
+def train_command(config: str, processes: int) -> list[str]:
+    """``ovtrain train`` as a user calls it."""
+    return [sys.executable, "-m", "launch.cli", "train", config, "--nproc", str(processes)]
+
+
 def torchrun_command(processes: int, *arguments: str) -> list[str]:
     return [
         sys.executable,

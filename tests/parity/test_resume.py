@@ -19,7 +19,7 @@ import torch
 from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.restore import open_run
 from tests.helpers.training import computed, fit, metrics, typed_config, write_config
-from tests.helpers.world import environment, succeed, torchrun, torchrun_command
+from tests.helpers.world import environment, succeed, train_command
 from tests.parity.conftest import UNEVEN, Runs
 
 
@@ -36,10 +36,10 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
 
 
 def kill_at(config: str, out: Path, line: int, after: float = 0) -> None:
-    """Start on two processes and SIGKILL the whole group ``after`` seconds from when ``line`` steps
-    are logged."""
+    """``ovtrain train`` on two processes; SIGKILL its group ``after`` seconds from when ``line``
+    steps are logged."""
     job = subprocess.Popen(
-        torchrun_command(2, "-m", "ovtrain.train", config),
+        train_command(config, 2),
         env=environment(),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
@@ -59,6 +59,15 @@ def kill_at(config: str, out: Path, line: int, after: float = 0) -> None:
         job.wait()
 
 
+def resume(config: str) -> None:
+    """The same command again, to its end."""
+    command = train_command(config, 2)
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    succeed(done)
+
+
 @pytest.fixture(scope="module")
 def killed(runs: Runs) -> Path:
     """The run of ``deepspeed-2``, killed at a random step and started again with the same
@@ -69,7 +78,7 @@ def killed(runs: Runs) -> Path:
     print("killed at step", step)
     kill_at(config, out, step)
     assert len(metrics(out)) < 20
-    succeed(torchrun(2, "-m", "ovtrain.train", config))
+    resume(config)
     return out
 
 
@@ -130,7 +139,7 @@ def test_a_run_killed_at_six_moments_ends_as_if_undisturbed(runs: Runs):
     for _ in range(6):
         logged = len(metrics(out)) if (out / "metrics.jsonl").exists() else 0
         kill_at(config, out, min(logged + 2, 19), after=moments.uniform(0, 0.5))
-    succeed(torchrun(2, "-m", "ovtrain.train", config))
+    resume(config)
     straight, resumed = tensors(runs.out("deepspeed-2")), tensors(out)
     assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
     assert computed(out) == computed(runs.out("deepspeed-2"))

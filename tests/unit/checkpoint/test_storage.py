@@ -64,6 +64,16 @@ def test_only_the_newest_are_kept(tmp_path: Path):
     assert names == ["latest", "step-00000015", "step-00000020"]
 
 
+def test_a_run_set_back_to_an_older_step_loses_nothing_it_names(tmp_path: Path):
+    save(tmp_path, 5, 10, 15, 20)
+    (tmp_path / storage.LATEST).write_text("step-00000015\n")
+    assert save(tmp_path, 16).name == "step-00000016"
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["latest", "step-00000015", "step-00000016", "step-00000020"]
+    assert save(tmp_path, 20, 25).name == "step-00000025"
+    assert not (tmp_path / "step-00000016").exists()
+
+
 def test_saves_are_due_every_so_many_steps_and_at_the_end_but_not_twice(tmp_path: Path):
     checkpoints = manager(tmp_path, Counter())
     assert [s for s in range(1, 12) if checkpoints.due(s, final=False)] == [5, 10]

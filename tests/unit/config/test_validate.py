@@ -50,6 +50,15 @@ def test_the_defaults_need_only_sources_and_a_length():
         ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
         ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),
         ({"run": {"global_batch": 1}}, "leaves no sample for source"),
+        ({"run": {"micro_batch": 1}}, "run.micro_batch=1 is below the number of sources (2)"),
+        ({"run": {"micro_batch": -1}}, "run.micro_batch=-1; allowed: 0 or more"),
+        ({"run": {"steps": -5, "samples": 9}}, "run.steps=-5; allowed: 0 or more"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr=nan; allowed: a positive number"),
+        ({"optim": {"beta1": 1.5}}, "optim.beta1=1.5; allowed: 0 to below 1"),
+        ({"optim": {"weight_decay": -1.0}}, "optim.weight_decay=-1.0; allowed: 0 or more"),
+        ({"optim": {"head_lr": 0.0}}, "optim.head_lr=0.0; allowed: a positive number"),
+        ({"head": {"bias": float("inf")}}, "head.bias=inf; allowed: a finite number"),
+        ({"data": {"max_bad_in_a_row": 0}}, "data.max_bad_in_a_row=0"),
     ],
 )
 def test_each_rule_names_its_key(sections: dict[str, Any], message: str):

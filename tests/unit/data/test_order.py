@@ -7,7 +7,6 @@ import pytest
 
 from ovtrain.config.data import VIEW_BLOCK, SourceConfig, ViewShares, mixture_counts
 from ovtrain.data.order import SampleOrder, StepPlan, view_of
-from ovtrain.schema.errors import ConfigError
 
 
 def test_every_epoch_holds_every_sample_once_in_another_order():
@@ -109,10 +108,3 @@ def test_gathered_rows_find_each_samples_place(counts, ranks, micro_batch):
             found = [gathered[row] for row in plan.gathered_rows(source, micro)]
             expected = [p for r in range(ranks) for p in plan.places(source, r, micro)]
             assert found == [(source, place) for place in expected]
-
-
-def test_a_micro_batch_below_the_sources_is_an_error():
-    with pytest.raises(
-        ConfigError, match=r"run.micro_batch=1: is below the number of sources \(2\)"
-    ):
-        StepPlan.build([4, 4], 1, 1)

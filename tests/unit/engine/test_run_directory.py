@@ -2,16 +2,20 @@
 resumption."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launch.commands.options import write_resolved
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.engine.run_directory import FREE_KEYS, claim, config_hash
 from ovtrain.schema.errors import CheckpointError
 from tests.helpers.training import fit, typed_config
+from tests.helpers.world import environment
 
 
 @pytest.fixture
@@ -19,29 +23,68 @@ def config(setup_folder: Path, tmp_path: Path) -> TrainConfig:
     return typed_config(setup_folder, backend="ddp", steps=2, out=str(tmp_path / "run"))
 
 
-def test_the_resolved_config_is_written_and_reads_back(config: TrainConfig):
-    claim(config)
-    assert load(TrainConfig, Path(config.run.out) / "config.yaml") == config
-    claim(config)
+@pytest.fixture
+def trained(config: TrainConfig) -> TrainConfig:
+    fit(config)
+    return config
 
 
-def test_free_keys_may_change(config: TrainConfig):
-    claim(config)
-    run = replace(config.run, log_every=3, checkpoint_every=7, micro_batch=4)
-    other = replace(config, run=run, data=replace(config.data, workers=2))
+def test_the_resolved_config_is_written_and_reads_back(trained: TrainConfig):
+    assert load(TrainConfig, Path(trained.run.out) / "config.yaml") == trained
+    claim(trained)
+
+
+def test_free_keys_may_change(trained: TrainConfig):
+    run = replace(trained.run, log_every=3, checkpoint_every=7, micro_batch=4)
+    other = replace(trained, run=run, data=replace(trained.data, workers=2))
     claim(other)
-    assert config_hash(other) == config_hash(config)
+    assert config_hash(other) == config_hash(trained)
 
 
-def test_other_changes_are_refused_by_name(config: TrainConfig):
-    claim(config)
-    other = replace(config, optim=replace(config.optim, lr=5.0), run=replace(config.run, seed=9))
+def test_other_changes_are_refused_by_name(trained: TrainConfig):
+    other = replace(trained, optim=replace(trained.optim, lr=5.0), run=replace(trained.run, seed=9))
     with pytest.raises(CheckpointError) as caught:
         claim(other)
     assert "optim.lr=5.0 (was 0.001)" in str(caught.value)
     assert "run.seed=9 (was 0)" in str(caught.value)
     assert "choose another run.out" in str(caught.value)
-    assert config_hash(other) != config_hash(config)
+    assert config_hash(other) != config_hash(trained)
+
+
+def test_a_start_that_never_trained_leaves_no_claim(config: TrainConfig):
+    claim(config)
+    wrong = replace(config, run=replace(config.run, init_from="nowhere"))
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        fit(wrong)
+    fit(config)
+
+
+HOLD = """
+import sys, time
+from launch.commands.options import write_resolved
+from ovtrain.config.load import load
+from ovtrain.config.train import TrainConfig
+from ovtrain.engine.run_directory import claim
+claim(load(TrainConfig, sys.argv[1]))
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(config: TrainConfig):
+    path = write_resolved(config, Path(config.run.out).parent / "held.yaml")
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "claimed\n"
+            with pytest.raises(
+                CheckpointError, match=rf"\(process {first.pid} on .*another run.out"
+            ):
+                claim(config)
+        finally:
+            first.kill()
+    claim(config)
 
 
 def test_every_free_key_exists(config: TrainConfig):

@@ -74,6 +74,21 @@ def test_a_non_finite_loss_stops_with_the_step_and_a_remedy(setup_folder, tmp_pa
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_loss_that_was_not_finite_between_log_lines_is_never_saved(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path, log_every=100, checkpoint_every=2, keep=1)
+    parts = build(config, world())
+    trainer, run = Trainer(config, parts, world()), parts.step.run
+
+    def broken_third(batch, step):
+        metrics = run(batch, step)
+        return metrics | {"grad_norm": torch.tensor(float("nan"))} if step == 2 else metrics
+
+    parts.step.run = broken_third  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteLoss, match=r"step 3: loss \d.*grad_norm nan"):
+        trainer.fit()
+    assert checkpoint_folder(tmp_path).name == "step-00000002"
+
+
 def test_a_finished_run_started_again_does_nothing(setup_folder, tmp_path):
     config = small(setup_folder, tmp_path, steps=2)
     fit(config)
