@@ -81,7 +81,9 @@ def _open_partial(
     reader: ShardReader, teacher: Teacher, folder: Path
 ) -> tuple[np.memmap[Any, np.dtype[np.float16]], np.memmap[Any, np.dtype[np.uint8]]]:
     shape = (len(reader), teacher.width)
-    stamp = {"fingerprint": reader.manifest.fingerprint, "teacher": teacher.name, "width": shape[1]}
+    manifest = reader.manifest
+    stamp = {"keys": manifest.fingerprint, "content": manifest.content}
+    stamp |= {"teacher": teacher.name, "width": str(teacher.width)}
     paths = [folder / PARTIAL, folder / DONE]
     known = folder / STAMP
     resumes = known.is_file() and json.loads(known.read_text()) == stamp

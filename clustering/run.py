@@ -31,7 +31,7 @@ from ovtrain.config.cluster import ClusterConfig
 from ovtrain.config.load import checked, find_config, load
 from ovtrain.data.shards import ShardReader
 from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
-from ovtrain.schema.errors import OvtrainError
+from ovtrain.schema.errors import exit_status
 from ovtrain.schema.labels import STORE, CentroidStore, FeatureStore, read_description
 from ovtrain.schema.manifest import MANIFEST
 
@@ -163,15 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--centroids", type=Path, help="assign to these centers, make none")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(arguments)
-    try:
+
+    def work() -> None:
         path = find_config(given.config) if given.config else None
         config = load(ClusterConfig, path, given.overrides)
         checked(str(path or "cluster config"), config)
         run(Clustering(given.shards, given.out, config, given.centroids))
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovtrain.schema.errors import OvtrainError
+from ovtrain.schema.errors import exit_status
 from ovtrain.schema.labels import LabelStore
 
 
@@ -37,14 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         store = shuffled(LabelStore.read(given.labels), given.seed)
         store.write(given.out)
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"shuffled the labels of {len(store.keys)} samples into {given.out}")
-    return 0
+        print(f"shuffled the labels of {len(store.keys)} samples into {given.out}")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -50,12 +50,11 @@ from data_pipelines.workers import Failure, Workers
 from ovtrain.config.load import checked, find_config, load
 from ovtrain.config.prepare import PrepareConfig
 from ovtrain.schema.atomic import atomic_open, write_json
-from ovtrain.schema.errors import MediaError, OvtrainError
+from ovtrain.schema.errors import MediaError, exit_status
 from ovtrain.schema.manifest import MANIFEST
 from ovtrain.schema.sample import Kind
+from ovtrain.schema.versions import PIPELINE
 
-PIPELINE_VERSION = 1
-"""Part of the stage fingerprint: raised when the same inputs give other shards."""
 TIMEOUT_S = 300.0
 WORK = ".work"
 PANELS = 4
@@ -79,13 +78,13 @@ def prepare(folder: Path, out: Path, config: PrepareConfig, timeout_s: float = T
     states = [file_state(folder / name) for name in videos]
     # The number of workers changes nothing in the result.
     settings = asdict(replace(config, workers=0))
-    made_from = fingerprint(PIPELINE_VERSION, states, settings)
+    made_from = fingerprint(PIPELINE, states, settings)
     kinds: list[Kind] = ["video", "image"] if config.images_per_clip else ["video"]
     if is_current(out, made_from, [f"{kind}/{MANIFEST}" for kind in kinds]):
         return False
     # An interrupted rewrite must not look like the finished stage of before.
     (out / STAGE).unlink(missing_ok=True)
-    outcome = Outcome(skipped={str(name): "no video suffix" for name in others})
+    outcome = Outcome(skipped=others)
     names = [str(name) for name in videos]
     _take_inventory(folder, names, config, timeout_s, outcome)
     _write_rows(out / "inventory.jsonl", map(asdict, outcome.records.values()))
@@ -236,15 +235,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds per file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(argv)
-    try:
+
+    def work() -> None:
         path = find_config(args.config) if args.config else None
         config = load(PrepareConfig, path, args.overrides)
         ran = prepare(args.videos, args.out, config, args.timeout)
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(("" if ran else "unchanged, nothing to do: ") + final_line(args.out))
-    return 0
+        print(("" if ran else "unchanged, nothing to do: ") + final_line(args.out))
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

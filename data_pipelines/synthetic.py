@@ -28,9 +28,9 @@ from data_pipelines.motions import CLASSES
 from data_pipelines.scenes import Planes, animate, draw_scene, render
 from data_pipelines.stages import read_stage, write_stage
 from ovtrain.schema.atomic import atomic_open, write_json
-from ovtrain.schema.errors import ConfigError, OvtrainError
+from ovtrain.schema.errors import ConfigError, exit_status
+from ovtrain.schema.versions import GENERATOR
 
-GENERATOR_VERSION = 3
 SPLITS = ("train", "heldout")
 """Position = texture family: the two splits share no texture."""
 FPS = Fraction(30)
@@ -97,7 +97,7 @@ def _path(out: Path, split: str, index: int) -> Path:
 def generate(config: SyntheticConfig, out: Path, workers: int) -> int:
     """Write all clips that are missing and ``classes.json``; return how many were written."""
     config.check()
-    arguments = {"generator": GENERATOR_VERSION, **asdict(config)}
+    arguments = {"generator": GENERATOR, **asdict(config)}
     labels = {split: labels_of(config, split) for split in SPLITS}
     wanted = {
         _path(out, split, index): (split, index, label)
@@ -150,14 +150,13 @@ def main(argv: list[str] | None = None) -> int:
     given = vars(parser.parse_args(argv))
     out, workers = given.pop("out"), given.pop("workers")
     config = SyntheticConfig(**given)
-    try:
+
+    def work() -> None:
         written = generate(config, out, workers)
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    total = config.train_clips + config.heldout_clips
-    print(f"{total} clips of {len(CLASSES)} classes in {out} ({written} written now)")
-    return 0
+        total = config.train_clips + config.heldout_clips
+        print(f"{total} clips of {len(CLASSES)} classes in {out} ({written} written now)")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

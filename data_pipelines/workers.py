@@ -31,7 +31,7 @@ MAX_DEATHS = 5
 """Workers that may die one after the other before the fault is ours and the run stops."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(OvtrainError):
     """Worker after worker dies: a defect or a lack of memory, not a bad file."""
 
 
@@ -154,8 +154,12 @@ class Workers(Generic[Task, Result]):
             worker.stop()
             self._deaths += 1
             if self._deaths == MAX_DEATHS:
-                found = f"{MAX_DEATHS} worker processes died one after the other"
-                raise WorkerError(f"{found}, the last with exit code {code}") from None
+                raise WorkerError(
+                    f"{MAX_DEATHS} worker processes died one after the other",
+                    f"the last with exit code {code}",
+                    fix="exit code -9 is a lack of memory: lower workers; otherwise try the files "
+                    "of this folder in smaller groups",
+                ) from None
             return Failure(f"worker process died (exit code {code})")
         self._deaths = 0
         return answer

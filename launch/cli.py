@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from ovtrain.schema.errors import OvtrainError
+from ovtrain.schema.errors import exit_status
 
 COMMANDS: dict[str, str] = {
     "demo": "launch.commands.demo:demo",
@@ -53,16 +53,17 @@ def cli() -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     try:
-        status = cli.main(args=arguments, prog_name="ovtrain", standalone_mode=False)
-    except OvtrainError as error:
-        click.echo(f"error: {error}", err=True)
-        return 2
+        return exit_status(lambda: _status(arguments))
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return 130
+
+
+def _status(arguments: list[str] | None) -> int:
+    status = cli.main(args=arguments, prog_name="ovtrain", standalone_mode=False)
     return status if isinstance(status, int) else 0
 
 

@@ -11,6 +11,7 @@ outputs exist, is not run again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -128,10 +129,10 @@ def _check_outputs(stage: Stage, outcome: Outcome) -> None:
 
 def fingerprint(stage: Stage) -> str:
     """Of the command and every input's content. Raises OvtrainError where an input is absent."""
-    digest = sha256(stage.state.encode())
+    digest = sha256(os.fsencode(stage.state))
     # The interpreter may move between two calls; what it runs may not.
     for word in stage.command:
-        digest.update(b"python\0" if word == sys.executable else f"{word}\0".encode())
+        digest.update(b"python\0" if word == sys.executable else os.fsencode(word) + b"\0")
     for path in stage.inputs:
         if not path.is_file():
             raise OvtrainError(f"stage {stage.name}", f"input {path} is missing")

@@ -17,7 +17,7 @@ from ovtrain.config.load import find_config, load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
 from ovtrain.observability.logger import job_logger
-from ovtrain.schema.errors import ConfigError, OvtrainError
+from ovtrain.schema.errors import ConfigError, exit_status
 
 STOPPED = 75
 
@@ -47,7 +47,8 @@ def run(config: TrainConfig) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def work() -> int:
         if not argv:
             raise ConfigError(
                 "ovtrain.train", "no config given", allowed="CONFIG.yaml [key=value ...]"
@@ -55,9 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         config = load(TrainConfig, find_config(argv[0]), argv[1:])
         validate(config, argv[0])
         return run(config)
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

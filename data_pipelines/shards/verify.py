@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.shards.writer import index_tar
-from ovtrain.schema.errors import ManifestError, OvtrainError
+from ovtrain.schema.errors import ManifestError, exit_status
 from ovtrain.schema.manifest import MANIFEST, ShardIndex, ShardInfo, ShardManifest, fingerprint
 from ovtrain.schema.sample import ENERGY, MEMBERS, META, SampleMeta
 
@@ -98,13 +98,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="data_pipelines.shards.verify")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder
-    try:
+
+    def work() -> None:
         manifest = verify(folder)
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, all as stated")
-    return 0
+        held = f"{manifest.samples} samples in {len(manifest.shards)} shards"
+        print(f"{folder}: {held}, all as stated")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

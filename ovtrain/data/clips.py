@@ -7,7 +7,6 @@ hashes the shards' own hashes: other shards with the same sample keys get a fold
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,7 @@ from ovtrain.schema.sample import CLIP
 class ClipReader:
     def __init__(self, reader: ShardReader, cache_dir: str = "") -> None:
         self.reader = reader
-        hashes = "".join(shard.sha256 for shard in reader.manifest.shards)
-        content = sha256(hashes.encode()).hexdigest()[:16]
-        self.cache = Path(cache_dir) / content if cache_dir else None
+        self.cache = Path(cache_dir) / reader.manifest.content if cache_dir else None
 
     def frames(self, i: int, wanted: list[int]) -> Pixels:
         """(len(wanted), H, W, 3) frames of sample i. Raises MediaError."""
@@ -34,7 +31,7 @@ class ClipReader:
         path = self.cache / f"{i}.npy"
         try:
             clip = np.load(path, mmap_mode="r")
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             clip = self._decode_into(path, i)
         return np.asarray(clip[wanted])
 

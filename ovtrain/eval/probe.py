@@ -27,7 +27,7 @@ from ovtrain.eval.linear_probe import linear_probe
 from ovtrain.eval.ranking import rank_quality
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.schema.atomic import write_json
-from ovtrain.schema.errors import LabelError, OvtrainError
+from ovtrain.schema.errors import LabelError, exit_status
 from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.sample import key_hash
 
@@ -148,10 +148,17 @@ class ProbeJob:
 
 def read_classes(path: Path) -> dict[str, Any]:
     """{"classes": [names], "labels": {clip stem: class}}. Raises LabelError."""
+    allowed = '{"classes": [names], "labels": {clip stem: place of its class in that list}}'
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LabelError(str(path), f"not a classes file ({error})") from error
+        about: dict[str, Any] = json.loads(path.read_text())
+        numbers = set(about["labels"].values())
+        strange = numbers - set(range(len(about["classes"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabelError(str(path), f"not a classes file ({error!r})", allowed=allowed) from error
+    if strange or not numbers:
+        found = f"labels name the classes {sorted(strange, key=str)}" if strange else "no labels"
+        raise LabelError(str(path), found, allowed=allowed)
+    return about
 
 
 def compare(job: ProbeJob, name: str, encoders: list[Encoder], specs: list[ViewSpec]) -> None:
@@ -225,14 +232,13 @@ def run(config: ProbeConfig) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def work() -> None:
         config = load(ProbeConfig, argv[0], argv[1:])
         checked(argv[0], config)
         print(run(config))
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

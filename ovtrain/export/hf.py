@@ -22,7 +22,7 @@ from ovtrain.checkpoint.restore import open_run
 from ovtrain.export.public_format import CONFIG, WEIGHTS, public_config, to_public
 from ovtrain.models.encoder import Encoder
 from ovtrain.schema.atomic import write_json
-from ovtrain.schema.errors import CheckpointError, OvtrainError
+from ovtrain.schema.errors import CheckpointError, exit_status
 
 
 def save_encoder(encoder: Encoder, folder: Path | str) -> None:
@@ -55,14 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="run directory")
     parser.add_argument("--to", required=True, help="directory to write")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         encoder, _ = open_run(arguments.run)
         save_encoder(encoder, arguments.to)
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(arguments.to)
-    return 0
+        print(arguments.to)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ prints the message alone (no traceback) and exits with status 2.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class OvtrainError(ValueError):
     """Base of every error caused by input rather than by a defect of ovtrain.
@@ -38,6 +41,24 @@ def _rebuild(
     kind: type[OvtrainError], where: str, found: str, allowed: str, fix: str
 ) -> OvtrainError:
     return kind(where, found, allowed=allowed, fix=fix)
+
+
+def exit_status(work: Callable[[], int | None]) -> int:
+    """Run ``work`` and return its exit status (None = 0).
+
+    2 after one ``error:`` line on stderr where its input is at fault: an OvtrainError, or a path
+    that the system refuses.
+    """
+    try:
+        return work() or 0
+    except OvtrainError as error:
+        line = str(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        line = f"{error.filename}: {error.strerror}"
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return 2
 
 
 class ConfigError(OvtrainError):

@@ -90,6 +90,12 @@ class ShardManifest:
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
+    @property
+    def content(self) -> str:
+        """Hash of the shards' own hashes: unlike ``fingerprint`` it tells equal keys with other
+        payloads apart."""
+        return sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST, asdict(self))
 

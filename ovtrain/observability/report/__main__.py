@@ -6,19 +6,14 @@ import sys
 from pathlib import Path
 
 from ovtrain.observability.report import write_report
-from ovtrain.schema.errors import OvtrainError
+from ovtrain.schema.errors import exit_status
 
 
 def main(argv: list[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m ovtrain.observability.report OUT", file=sys.stderr)
         return 2
-    try:
-        print(write_report(Path(argv[0])))
-    except OvtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: print(write_report(Path(argv[0]))))
 
 
 if __name__ == "__main__":
