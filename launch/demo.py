@@ -28,9 +28,11 @@ from ovtrain.config.demo import DemoConfig
 from ovtrain.config.load import checked, find_config, load
 from ovtrain.config.probe import ProbeConfig
 from ovtrain.config.train import TrainConfig
+from ovtrain.observability.history import read_object
 from ovtrain.observability.report import write_report
 from ovtrain.schema.atomic import write_json
 from ovtrain.schema.manifest import MANIFEST, ShardManifest
+from ovtrain.schema.versions import GENERATOR, PIPELINE
 
 DEMO = "demo/demo"
 NO_CLASSES = "the given videos have no classes, so there is nothing to probe"
@@ -38,9 +40,14 @@ SWITCHED_OFF = "probe=false"
 STORE = Path("labels") / "store.json"
 
 
-def load_demo(overrides: Sequence[str], seed: int | None) -> DemoConfig:
+OWN_VIDEOS = ("seeds=1", "control=false")
+"""Without classes nothing reads further runs; who asks for them gets them."""
+
+
+def load_demo(overrides: Sequence[str], seed: int | None, *, own_videos: bool) -> DemoConfig:
     """The shipped demo config with overrides; the seed reaches every stage. Raises ConfigError."""
-    config = load(DemoConfig, find_config(DEMO), overrides)
+    assumed = OWN_VIDEOS if own_videos else ()
+    config = load(DemoConfig, find_config(DEMO), [*assumed, *overrides])
     config = replace(config, seed=config.seed if seed is None else seed)
     checked(DEMO, config)
     return replace(
@@ -105,7 +112,8 @@ class Demo:
         }
         words = [str(word) for pair in arguments.items() for word in pair]
         outputs = [clips / "classes.json", clips / "train", clips / "heldout"]
-        self._job("generate", "data_pipelines.synthetic", words, outputs=outputs)
+        version = f"generator {GENERATOR}"
+        self._job("generate", "data_pipelines.synthetic", words, outputs=outputs, state=version)
 
     def _prepare(self, split: str, videos: Path, **changed: int) -> None:
         config = replace(self.config.prepare, **changed)
@@ -120,7 +128,7 @@ class Demo:
                 folder / kind / MANIFEST
                 for kind in ("video", "image")[: 2 if config.images_per_clip else 1]
             ],
-            state=listing(videos),
+            state=f"pipeline {PIPELINE}\n{listing(videos)}",
         )
 
     def _labels(self) -> None:
@@ -219,9 +227,7 @@ class Demo:
     def _probe(self) -> None:
         folder = self.out / "probe"
         if self.videos is not None or not self.config.probe:
-            reason = SWITCHED_OFF if self.videos is None else NO_CLASSES
-            write_json(folder / "result.json", {"skipped": reason})
-            self.notes.append(f"Probe skipped: {reason}.")
+            self._skip_probe(folder / "result.json")
             return
         last = self.config.seed + self.config.seeds
         runs = [self._run_folder(seed, "stage2") for seed in range(self.config.seed, last)]
@@ -244,7 +250,18 @@ class Demo:
         probed = [*runs, control] if self.config.control else runs
         trained = [run / "metrics.jsonl" for run in probed]
         inputs = [path, *trained, self.out / "clips" / "classes.json"]
+        inputs += [Path(config.heldout_shards) / MANIFEST, Path(config.heldout_labels) / "ids.npy"]
         self._job("probe", "ovtrain.eval.probe", [str(path)], inputs, [folder / "result.json"])
+
+    def _skip_probe(self, result: Path) -> None:
+        """Say so in the result, but keep one that an earlier call made of this folder's runs."""
+        reason = SWITCHED_OFF if self.videos is None else NO_CLASSES
+        before = read_object(result)
+        if self.videos is None and before is not None and "skipped" not in before:
+            self.notes.append(f"Probe skipped: {reason}. The table is that of an earlier call.")
+            return
+        write_json(result, {"skipped": reason})
+        self.notes.append(f"Probe skipped: {reason}.")
 
     def _job(
         self,

@@ -10,7 +10,7 @@ from ovtrain.schema.errors import MediaError
 
 CONTAINERS = "mp4|m4v|mov|mkv|webm|avi|wmv|flv|mpg|mpeg|ts|m2ts|3gp|ogv|ivf"
 RAW_STREAMS = "h265|265|hevc|h264|264|jsv"
-VIDEO_NAME = re.compile(rf".*\.({CONTAINERS}|{RAW_STREAMS})", re.IGNORECASE)
+VIDEO_NAME = re.compile(rf".*\.({CONTAINERS}|{RAW_STREAMS})", re.IGNORECASE | re.DOTALL)
 
 
 def scan(folder: Path, exclude: Path | None = None) -> tuple[list[Path], dict[str, str]]:
@@ -44,7 +44,8 @@ def scan(folder: Path, exclude: Path | None = None) -> tuple[list[Path], dict[st
             else:
                 videos.append(path)
     if not videos:
-        raise MediaError(str(folder), f"no video among {len(others)} files", fix=fix)
+        first = "".join(f", the first {name}: {others[name]}" for name in sorted(others)[:1])
+        raise MediaError(str(folder), f"no video among {len(others)} files{first}", fix=fix)
     return sorted(videos), others
 
 

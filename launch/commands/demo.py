@@ -23,5 +23,5 @@ def demo(videos: str | None, out: str, seed: int | None, overrides: tuple[str, .
     """
     from launch.demo import Demo, load_demo
 
-    config = load_demo(overrides, seed)
+    config = load_demo(overrides, seed, own_videos=bool(videos))
     return Demo(config, Path(out), Path(videos) if videos else None).run()

@@ -26,7 +26,8 @@ from ovtrain.schema.grid import PatchGrid
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What the encoder is shown: ``codec`` | ``frames`` | ``single frame`` (the middle one, t = 0).
+    """What the encoder is shown: ``codec`` | ``frames`` | ``middle frame`` | ``random frame`` (the
+    last two are one frame, at t = 0; a random frame is another one for each clip).
 
     Controls: ``blanked`` replaces every pixel by the mean, so that positions alone are left;
     ``permuted`` deals a clip's patches to its positions at random: the set of positions and the
@@ -60,7 +61,10 @@ class ClipSet:
             return views.codec_view(self.reader.energy(i), self.grid, spec.token_budget)
         if spec.name == "frames":
             return views.frames_view(self.grid, spec.chunks, None)
-        where = self.grid.frame_positions(self.grid.frames // 2)
+        frame = self.grid.frames // 2
+        if spec.name == "random frame":
+            frame = int(np.random.default_rng(i).integers(self.grid.frames))
+        where = self.grid.frame_positions(frame)
         return ViewPlan(where, where * np.array([0, 1, 1]))
 
     def sample(self, i: int, spec: ViewSpec) -> PackedSample:

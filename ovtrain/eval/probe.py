@@ -1,7 +1,7 @@
 """The probe job: ``python -m ovtrain.eval.probe CONFIG.yaml [key=value ...]`` -> OUT/result.json.
 
 Every comparison has an equal token budget. Controls stand in the same table: the architecture
-untrained, the same run on shuffled labels, a single frame, and every pixel blanked.
+untrained, the same run on shuffled labels, one frame alone, and every pixel blanked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ovtrain.eval.linear_probe import linear_probe
 from ovtrain.eval.ranking import rank_quality
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.schema.atomic import write_json
-from ovtrain.schema.errors import LabelError, exit_status
+from ovtrain.schema.errors import ConfigError, LabelError, exit_status
 from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.sample import key_hash
 
@@ -68,6 +68,18 @@ class ProbeJob:
         )
         self.heldout = self._split(config.heldout_shards, about["labels"])
         self.rows: list[dict[str, Any]] = []
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Equal tokens for frames and codec. Raises ConfigError."""
+        c, per_frame = self.config, self.heldout.clips.grid.tokens_per_frame
+        if c.token_budget != c.chunks * per_frame:
+            raise ConfigError(
+                f"token_budget={c.token_budget}",
+                f"chunks={c.chunks} frames of {per_frame} patches have another budget",
+                allowed=f"{c.chunks * per_frame}",
+                fix="set token_budget, or choose chunks so that both are equal",
+            )
 
     def _split(self, folder: str, labels: dict[str, int], limit: int = 0) -> Split:
         """The first ``limit`` clips of each class; 0 = all."""
@@ -208,7 +220,8 @@ def run(config: ProbeConfig) -> Path:
     trained = [open_run(path)[0] for path in config.runs]
     untrained = [build_encoder(trained[0].config, seed=1000 + k) for k in range(len(trained))]
     codec, frames = job.spec("codec"), job.spec("frames")
-    compare(job, "trained", trained, [codec, frames, job.spec("single frame")])
+    alone = [job.spec("middle frame"), job.spec("random frame")]
+    compare(job, "trained", trained, [codec, frames, *alone])
     controls = [job.spec("codec", "permuted"), job.spec("codec", "blanked")]
     compare(job, "trained", trained[:1], controls)
     compare(job, "untrained", untrained, [codec, frames])

@@ -65,6 +65,19 @@ def test_a_partial_pass_of_another_teacher_is_not_reused(shards, tmp_path):
     assert other.seen == 24
 
 
+def test_a_partial_pass_over_other_pixels_with_the_same_keys_is_not_reused(shards, clips, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        extract(ShardReader(shards), MeanTeacher(fail_after=16), tmp_path / "f", 1, quiet)
+    turned = dict(zip(clips, reversed(clips.values()), strict=True))
+    write_shard(tmp_path / "s", "video", turned)
+    reader, teacher = ShardReader(tmp_path / "s"), MeanTeacher()
+    assert reader.manifest.fingerprint == ShardReader(shards).manifest.fingerprint
+    found = extract(reader, teacher, tmp_path / "f", 1, quiet).store
+    assert teacher.seen == 24
+    straight = extract(reader, MeanTeacher(), tmp_path / "g", 1, quiet).store
+    assert (found.features == straight.features).all()
+
+
 def test_a_bad_sample_is_named_and_left_out(damaged, tmp_path):
     reader = ShardReader(damaged)
     made = extract(reader, MeanTeacher(), tmp_path, say=quiet)

@@ -17,3 +17,14 @@ def test_shards_with_the_same_keys_and_other_pixels_share_no_cached_clip(tmp_pat
         found.append((manifest.fingerprint, cached))
     assert found[0][0] == found[1][0]
     assert not np.array_equal(found[0][1], found[1][1])
+
+
+def test_a_damaged_cached_clip_is_decoded_again(tmp_path):
+    write_shards(tmp_path / "video", "video", 2)
+    clips = ClipReader(ShardReader(str(tmp_path / "video")), str(tmp_path / "cache"))
+    expected = clips.frames(1, [0, 3])
+    assert clips.cache is not None
+    path = clips.cache / "1.npy"
+    for damage in (b"", path.read_bytes()[:-5], b"no array"):
+        path.write_bytes(damage)
+        assert np.array_equal(clips.frames(1, [0, 3]), expected)

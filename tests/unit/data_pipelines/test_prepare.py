@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,26 @@ def test_all_files_skipped_is_an_error_that_counts_the_reasons(tmp_path: Path, c
     assert status == 2
     assert "no file gave a clip: 2 x unreadable" in error
     assert len(rows(tmp_path / "out/skipped.jsonl")) == 2
+
+
+def test_odd_names_and_files_that_are_no_files_are_named_and_skipped(clips: Path, tmp_path: Path):
+    videos = tmp_path / "in"
+    videos.mkdir()
+    good = sorted((clips / "train").glob("*.mp4"))[0].read_bytes()
+    (videos / "ü ö\n.mp4").write_bytes(good)
+    (videos / os.fsdecode(b"caf\xe9.mp4")).write_bytes(good)
+    (videos / os.fsdecode(b"notes\xff")).write_text("x")
+    (videos / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    os.mkfifo(videos / "pipe.mp4")
+    assert room.prepare(videos, tmp_path / "out", PREPARE)
+    skipped = {row["file"]: row["reason"] for row in rows(tmp_path / "out/skipped.jsonl")}
+    assert skipped == {
+        "caf\\xe9.mp4": "its path is not UTF-8",
+        "notes\\xff": "no video suffix",
+        "gone.mp4": "not a regular file (a dangling link, a pipe or a device)",
+        "pipe.mp4": "not a regular file (a dangling link, a pipe or a device)",
+    }
+    assert ShardManifest.read(tmp_path / "out/video").samples == 1
 
 
 def test_an_empty_folder_and_a_bad_size_are_typed_errors(tmp_path: Path):

@@ -9,7 +9,7 @@ from ovtrain.config.model import ModelConfig
 from ovtrain.eval.embeddings import ClipSet, ViewSpec, batches, encode
 from ovtrain.models.encoder import Encoder, build_encoder
 
-CODEC, FRAMES, SINGLE = (ViewSpec(name, 8, 2) for name in ("codec", "frames", "single frame"))
+CODEC, FRAMES, MIDDLE = (ViewSpec(name, 8, 2) for name in ("codec", "frames", "middle frame"))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def embed(encoder: Encoder, clips: ClipSet, spec: ViewSpec, size: int = 7):
 
 
 def test_codec_and_frames_have_the_same_budget(encoder, clips):
-    for spec, tokens in ((CODEC, 8), (FRAMES, 8), (SINGLE, 4)):
+    for spec, tokens in ((CODEC, 8), (FRAMES, 8), (MIDDLE, 4)):
         found, pooled = embed(encoder, clips, spec)
         assert found.shape == (24, tokens, 192)
         assert pooled.shape == (24, 192)
@@ -49,9 +49,12 @@ def test_clips_come_in_shard_order(clips):
 
 
 def test_a_single_frame_is_the_middle_one_at_t_0(clips):
-    plan = clips.plan(0, SINGLE)
+    plan = clips.plan(0, MIDDLE)
     assert set(plan.where[:, 0]) == {4}
     assert set(plan.positions[:, 0]) == {0}
+    chosen = [set(clips.plan(i, ViewSpec("random frame", 8, 2)).where[:, 0]) for i in range(24)]
+    assert all(len(frames) == 1 for frames in chosen)
+    assert len(set.union(*chosen)) > 4
 
 
 def test_blanked_clips_are_all_the_same_to_the_encoder(encoder, clips):

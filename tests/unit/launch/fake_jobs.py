@@ -7,6 +7,7 @@ Writes the files the real job writes (tiny, through the real contracts) and note
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ def train(words: list[str]) -> None:
     out = Path(yaml.safe_load(Path(words[-1]).read_text())["run"]["out"])
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     (out / "checkpoints" / "latest").write_text("step-00000001\n")
-    (out / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    row = {"step": 1, "loss": 2.0, "time": time.time()}
+    (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
 def probe(words: list[str]) -> None:

@@ -75,6 +75,14 @@ def test_several_problems_are_reported_at_once(capsys):
     assert "run.precision=fp8" in shown
 
 
+def test_a_path_the_system_refuses_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.run(["demo", "--out", str(tmp_path / "file"), "seeds=1"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {tmp_path / 'file'}")
+    assert "Traceback" not in shown
+
+
 def test_a_typed_error_keeps_its_message(monkeypatch, capsys):
     def fail(*_: object) -> int:
         raise ConfigError("key", "found", allowed="a, b", fix="do this")

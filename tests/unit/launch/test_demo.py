@@ -33,9 +33,9 @@ def calls(out: Path) -> list[str]:
 
 
 def demo(out: Path, *words: str) -> int:
-    return cli.run(
-        ["demo", "--out", str(out), "train_clips=40", "heldout_clips=4", "seeds=1", *words]
-    )
+    small = ["train_clips=40", "heldout_clips=4"]
+    seeds = [] if "--videos" in words else ["seeds=1"]
+    return cli.run(["demo", "--out", str(out), *small, *seeds, *words])
 
 
 def test_all_stages_run_once_and_a_second_call_runs_none(out, capsys):
@@ -58,7 +58,44 @@ def test_all_stages_run_once_and_a_second_call_runs_none(out, capsys):
     assert {row["status"] for row in rows} == {"skipped"}
     # Another training recipe changes nothing before training.
     assert demo(out, "stage2_set=[run.steps=7]") == 0
-    assert Counter(calls(out)[12:]) == {"ovtrain.train": 2}
+    assert Counter(calls(out)[12:]) == {"ovtrain.train": 2, "ovtrain.eval.probe": 1}
+
+
+def test_another_stage_one_trains_everything_after_it_again(out):
+    assert demo(out) == 0
+    before = len(calls(out))
+    assert demo(out, "stage1_set=[run.steps=5]") == 0
+    assert Counter(calls(out)[before:]) == {"ovtrain.train": 3, "ovtrain.eval.probe": 1}
+
+
+@pytest.mark.parametrize(
+    ("version", "first"),
+    [("GENERATOR", "data_pipelines.synthetic"), ("PIPELINE", "data_pipelines.prepare")],
+)
+def test_data_of_an_older_version_are_made_again(out, monkeypatch, version: str, first: str):
+    assert demo(out) == 0
+    before = len(calls(out))
+    monkeypatch.setattr(f"launch.demo.{version}", -1)
+    assert demo(out) == 0
+    assert calls(out)[before] == first
+
+
+def test_a_probe_switched_off_keeps_the_table_it_made_before(out, capsys):
+    assert demo(out) == 0
+    table = (out / "probe/result.json").read_text()
+    assert demo(out, "probe=false") == 0
+    assert (out / "probe/result.json").read_text() == table
+    assert "that of an earlier call" in " ".join(capsys.readouterr().out.split())
+    assert demo(out) == 0
+    assert Counter(calls(out))["ovtrain.eval.probe"] == 1
+
+
+def test_other_held_out_labels_are_probed_again(out):
+    assert demo(out) == 0
+    path = out / "labels/heldout-video/labels/ids.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    assert demo(out) == 0
+    assert Counter(calls(out))["ovtrain.eval.probe"] == 2
 
 
 def test_own_videos_are_not_probed_and_small_folders_are_fitted(out, tmp_path, capsys, monkeypatch):
@@ -67,6 +104,8 @@ def test_own_videos_are_not_probed_and_small_folders_are_fitted(out, tmp_path, c
     assert demo(out, "--videos", str(tmp_path / "mine")) == 0
     assert "ovtrain.eval.probe" not in calls(out)
     assert "data_pipelines.synthetic" not in calls(out)
+    assert Counter(calls(out))["ovtrain.train"] == 2
+    assert "clustering.shuffle" not in calls(out)
     assert "no classes" in json.loads((out / "probe/result.json").read_text())["skipped"]
     shown = " ".join(capsys.readouterr().out.split())
     assert "9 video samples carry 2 clusters" in shown
