@@ -1,0 +1,135 @@
+"""What a user installs: the wheel, in a fresh environment, away from the checkout; and its native
+code under the sanitizers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from tests.helpers.world import ROOT, environment, succeed
+
+pytestmark = pytest.mark.full
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g"
+KERNELS_UNDER_TEST = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("ovtrain.codec._native", sys.argv[1])
+sys.modules[spec.name] = native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+from ovtrain.codec import kernels
+assert kernels._native is native
+import pytest
+sys.exit(pytest.main(["-s", "-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
+
+
+def build(folder: Path, *settings: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+    options = [f"--config-settings={setting}" for setting in settings]
+    succeed(run([*command, *options, str(ROOT)], environment()))
+    (found,) = folder.glob("ovtrain-*.whl")
+    return found
+
+
+def run(
+    command: list[str], env: dict[str, str], cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=590, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment that holds the wheel; its dependencies are this environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    wheel = build(folder)
+    venv.create(folder / "env")
+    (site,) = (folder / "env").glob("lib/python*/site-packages")
+    with ZipFile(wheel) as archive:
+        names = archive.namelist()
+    rooms = {"ovtrain", "launch", "data_pipelines", "clustering"}
+    about = wheel.name.split("-cp")[0] + ".dist-info"
+    assert {name.split("/")[0] for name in names} == {*rooms, about}
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "env/bin/python"), "install"]
+    succeed(run([*pip, "--quiet", "--no-deps", str(wheel)], environment()))
+    # A path alone: the checkout's own editable install is not followed from here.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "env/bin"
+
+
+def ovtrain(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    bare = {"PATH": f"{installed}:/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1"}
+    return run([str(installed / "ovtrain"), *words], bare, cwd)
+
+
+def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path):
+    code = "import ovtrain, launch, ovtrain.codec._native as n; print(ovtrain.__file__, n.__file__)"
+    shown = succeed(run([str(installed / "python"), "-c", code], {"PATH": "/usr/bin"}, tmp_path))
+    assert shown.count(str(installed.parent)) == 2
+
+
+def test_the_wheel_checks_a_shipped_recipe(installed: Path, tmp_path: Path):
+    words = ("train", "demo/stage2", "--dry-run", "--allow-missing-data")
+    assert "preflight    config sound" in succeed(ovtrain(installed, tmp_path, *words))
+    refused = ovtrain(installed, tmp_path, "train", "demo/stage2", "--dry-run")
+    assert refused.returncode == 2
+    assert "no shard manifest here" in refused.stderr
+
+
+def test_the_wheel_runs_the_demo_on_own_videos_and_names_what_it_skips(
+    installed: Path, own_videos: Path, tmp_path: Path
+):
+    words = ["demo", "--videos", str(own_videos), "--out", "out", "nproc=2"]
+    words += ["stage1_set=[run.steps=2,run.checkpoint_every=2]"]
+    words += ["stage2_set=[run.steps=2,run.checkpoint_every=2]"]
+    shown = " ".join(succeed(ovtrain(installed, tmp_path, *words)).split())
+    assert "Probe skipped: the given videos have no classes" in shown
+    assert "Skipped files: 4" in shown
+    for name in ("noise.mp4: unreadable", "notes.txt: no video suffix", "cut.mp4: unreadable"):
+        assert name in shown
+    assert "gone.mkv: not a regular file" in shown
+    assert (tmp_path / "out/report.html").stat().st_size > 100_000
+
+
+@pytest.fixture(scope="module")
+def own_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six readable videos of two codecs, and four files that are none."""
+    folder = tmp_path_factory.mktemp("own")
+    code = "import sys; from data_pipelines.synthetic import main; sys.exit(main(sys.argv[1:]))"
+    words = ["--out", str(folder), "--train-clips", "5", "--heldout-clips", "0"]
+    succeed(run([sys.executable, "-c", code, *words], environment()))
+    clips = sorted((folder / "train").glob("*.mp4"))
+    assert len(clips) == 5
+    from tests.unit.data_pipelines.conftest import write_h264
+
+    write_h264(folder / "train" / "phone.mkv", frames=70)
+    (folder / "train" / "cut.mp4").write_bytes(clips[0].read_bytes()[:-4000])
+    (folder / "train" / "noise.mp4").write_bytes(bytes(range(256)) * 16)
+    (folder / "train" / "notes.txt").write_text("not a video")
+    (folder / "train" / "gone.mkv").symlink_to(folder / "nowhere")
+    return folder / "train"
+
+
+def test_native_code_is_clean_under_the_sanitizers(tmp_path: Path):
+    wheel = build(tmp_path, f"cmake.args=-DCMAKE_CXX_FLAGS={SANITIZE}", "cmake.build-type=Debug")
+    with ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.startswith("ovtrain/codec/_native"))
+        library = archive.extract(name, tmp_path)
+    assert b"__asan_report" in Path(library).read_bytes()
+    # libstdc++ as well: the sanitizer looks for its throw before an extension could load it.
+    preload = [
+        subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    # Python itself never frees all it took; what is looked for is use out of bounds.
+    env = environment() | {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    env["PYTHONPATH"] = str(ROOT)
+    tests = ["tests/unit/codec/test_kernels.py", "tests/unit/codec/test_energy.py"]
+    command = [sys.executable, "-c", KERNELS_UNDER_TEST, library, *tests]
+    assert "passed" in succeed(run(command, env))
