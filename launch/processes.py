@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+MEANS_SAVE = (signal.SIGINT, signal.SIGUSR1)
 ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
 ROOT_CAUSE = "Root Cause"
 ROOT_EXIT = re.compile(r"^\s*exitcode\s*:\s*(?P<status>-?\d+)")
@@ -131,13 +132,14 @@ def _note(outcome: Outcome, line: str) -> None:
 def _forwarding(child: subprocess.Popen[str]) -> Generator[list[int]]:
     """Pass signals on to the child's group. torchrun ends its ranks itself, after a grace time.
 
-    An interrupt goes on as SIGTERM, which training answers by saving first.
+    An interrupt and a warning (SIGUSR1, which torchrun would die of) go on as SIGTERM, which
+    training answers by saving first.
     """
     received: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        polite = signal.SIGTERM if number == signal.SIGINT else signal.Signals(number)
+        polite = signal.SIGTERM if number in MEANS_SAVE else signal.Signals(number)
         _signal_group(child, polite)
 
     if threading.current_thread() is not threading.main_thread():

@@ -108,7 +108,7 @@ class StageRunner:
             if outcome.status:
                 write_json(mark, {"fingerprint": stamp, "status": "started", "spent": seconds})
                 self._record(Record(stage.name, "failed", round(seconds, 2), stage.note))
-        if outcome.status in (130, 143):
+        if outcome.status in (130, 138, 143):
             raise KeyboardInterrupt
         if outcome.status:
             raise StageFailed(stage.name, log, outcome)

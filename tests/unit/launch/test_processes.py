@@ -50,7 +50,9 @@ def test_torchruns_root_cause_gives_status_and_rank():
     assert (outcome.status, outcome.rank) == (2, 3)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_reaches_the_child_as_a_polite_end(number: int, status: int):
     code = (
         "import signal, sys, time\n"
