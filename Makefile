@@ -9,8 +9,8 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard ovtrain/codec/native/*.cpp) \
-  $(wildcard ovtrain/codec/native/*.h)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
+  $(wildcard ovtrain/codec/native/*.* ovtrain/codec/native/*/*.*)
 
 .PHONY: help demo test test-full lint format wheel clean
 

@@ -130,6 +130,6 @@ def test_native_code_is_clean_under_the_sanitizers(tmp_path: Path):
     # Python itself never frees all it took; what is looked for is use out of bounds.
     env = environment() | {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     env["PYTHONPATH"] = str(ROOT)
-    tests = ["tests/unit/codec/test_kernels.py", "tests/unit/codec/test_energy.py"]
+    tests = [f"tests/unit/codec/test_{name}.py" for name in ("kernels", "energy", "hevc_oracle")]
     command = [sys.executable, "-c", KERNELS_UNDER_TEST, library, *tests]
     assert "passed" in succeed(run(command, env))

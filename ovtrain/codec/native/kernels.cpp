@@ -4,6 +4,8 @@
 // Vectors are (x, y) and point from the block in the current picture to its reference. Every kernel
 // releases the GIL, allocates its own result and keeps no state.
 
+#include "bindings.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -259,7 +261,7 @@ nb::ndarray<nb::numpy, uint8_t> compensate(In2<uint8_t> reference, In3 motion) {
 
 }  // namespace
 
-NB_MODULE(_native, m) {
+void bind_kernels(nb::module_& m) {
     m.def("patch_means", &patch_means, nb::arg("values"), nb::arg("rows"), nb::arg("columns"));
     m.def("block_motion", &block_motion, nb::arg("current"), nb::arg("reference"), nb::arg("block"),
           nb::arg("radius"));

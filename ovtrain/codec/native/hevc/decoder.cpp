@@ -1,0 +1,179 @@
+#include "decoder.h"
+
+#include <algorithm>
+
+namespace ovtrain::hevc {
+
+Decoder::Decoder(Wanted wanted, Span configuration) : wanted_(wanted), buffer_(wanted) {
+    const Configuration found = parse_configuration(configuration);
+    length_bytes_ = found.length_bytes;
+    for (const Span& nal : found.nals) decode_nal(nal, -1);
+}
+
+void Decoder::push(Span packet, int64_t tag) {
+    for (const Span& nal : split_nals(packet, length_bytes_)) decode_nal(nal, tag);
+}
+
+void Decoder::flush() {
+    finish_picture();
+    release(0);
+    starts_sequence_ = true;
+}
+
+PicturePtr Decoder::pop() {
+    if (ready_.empty()) return nullptr;
+    PicturePtr picture = std::move(ready_.front());
+    ready_.pop_front();
+    return picture;
+}
+
+void Decoder::fault(const char* what) {
+    last_fault_ = what;
+    if (current_)
+        current_->ok = false;
+    else
+        ++lost_units_;
+}
+
+void Decoder::decode_nal(Span nal, int64_t tag) {
+    try {
+        const NalHeader header = parse_nal_header(nal);
+        if (header.layer > 0) return;
+        if (header.is_slice()) return decode_slice(nal, header, tag);
+        if (header.type >= VPS && header.type <= END_OF_BITSTREAM) finish_picture();
+        if (header.type == END_OF_SEQUENCE || header.type == END_OF_BITSTREAM)
+            starts_sequence_ = true;
+        if (header.type != SPS && header.type != PPS) return;
+        extract_payload(nal, payload_);
+        const BitReader bits(payload_.data(), payload_.size());
+        header.type == SPS ? store_sps(bits) : store_pps(bits);
+    } catch (const Damaged& error) {
+        fault(error.what());
+    }
+}
+
+void Decoder::store_sps(BitReader bits) {
+    auto sps = std::make_shared<const SequenceParameterSet>(parse_sps(bits));
+    active_.clear();
+    sps_[sps->id] = std::move(sps);
+}
+
+void Decoder::store_pps(BitReader bits) {
+    auto pps = std::make_shared<const PictureParameterSet>(parse_pps(bits));
+    active_.erase(pps->id);
+    pps_[pps->id] = std::move(pps);
+}
+
+std::shared_ptr<const ActiveSets> Decoder::find_sets(int pps_id) {
+    auto& active = active_[pps_id];
+    if (!active) {
+        const auto pps = pps_.find(pps_id);
+        require(pps != pps_.end(), "a slice names a picture parameter set that never came");
+        const auto sps = sps_.find(pps->second->sps_id);
+        require(sps != sps_.end(), "a slice names a sequence parameter set that never came");
+        active = std::make_shared<const ActiveSets>(sps->second, pps->second);
+    }
+    return active;
+}
+
+void Decoder::decode_slice(Span nal, const NalHeader& nal_header, int64_t tag) {
+    require(nal.bytes > 3, "a slice without data");
+    if (nal.data[2] & 0x80) finish_picture();  // first_slice_segment_in_pic_flag
+    extract_payload(nal, payload_);
+    BitReader bits(payload_.data(), payload_.size());
+    const ParsedHeader parsed = parse_slice_header(
+        bits, nal_header, [this](int id) { return find_sets(id); },
+        has_previous_header_ ? &previous_header_ : nullptr);
+    if (parsed.header.first_in_picture) {
+        if (!start_picture(parsed, tag, nal.bytes)) return;
+    } else {
+        if (!current_ && drops_rasl_ && nal_header.is_rasl()) return;
+        require(current_ != nullptr, "a slice whose picture's first slice never came");
+        require(parsed.sets->sps == current_->sets->sps, "the size changes inside a picture");
+        current_->coded_bytes += nal.bytes;
+    }
+    decode_segment(parsed);
+}
+
+// 8.1.3, 8.3.1, 8.3.2; false where the picture is not decoded (RASL behind a random access)
+bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes) {
+    const SliceHeader& header = parsed.header;
+    const bool irap = header.nal.is_irap();
+    const bool starts = irap && (header.nal.is_idr() || header.nal.is_bla() || starts_sequence_);
+    require(irap || !starts_sequence_, "the stream does not start with a random access picture");
+    if (irap) drops_rasl_ = starts;
+    if (header.nal.is_rasl() && drops_rasl_) return false;
+    starts_sequence_ = false;
+    if (starts) {
+        release(0);
+        buffer_.unmark_all();
+        ++sequence_;
+    }
+    current_ = buffer_.fresh(parsed.sets);
+    current_->sequence = sequence_;
+    current_->tag = tag;
+    current_->coded_bytes = bytes;
+    current_->poc = picture_order_count(header, parsed.sets->sps->log2_max_poc_lsb, previous_poc_,
+                                        starts);
+    if (header.nal.temporal_id == 0 && !header.nal.is_rasl() && !header.nal.is_radl() &&
+        !header.nal.is_sub_layer_non_reference())
+        previous_poc_ = current_->poc;
+    current_->waits_for_output = header.output;
+    references_ = ReferenceSets();
+    if (!header.nal.is_idr()) references_ = buffer_.apply(header, *current_);
+    if (references_.missing) current_->ok = false;
+    buffer_.tidy();
+    return true;
+}
+
+void Decoder::decode_segment(const ParsedHeader& parsed) {
+    const SliceHeader& header = parsed.header;
+    if (!header.dependent) {
+        current_->slices.emplace_back();
+        if (header.type != SliceType::i) lists_ = build_lists(header, references_);
+        SliceReferences& slice = current_->slices.back();
+        slice.weights = header.weights;
+        slice.weighted = header.weighted;
+        for (int list = 0; list < header.lists(); ++list)
+            for (int i = 0; i < header.references[size_t(list)]; ++i) {
+                const Picture& picture = *lists_[size_t(list)][size_t(i)];
+                slice.poc[size_t(list)][size_t(i)] = picture.poc;
+                slice.long_term[size_t(list)][size_t(i)] = picture.marking == Marking::long_term;
+                require(picture.sets->sps->width == parsed.sets->sps->width &&
+                            picture.sets->sps->height == parsed.sets->sps->height,
+                        "a reference picture has another size");
+            }
+    }
+    if (header.type == SliceType::b || (header.type == SliceType::p && current_->type == SliceType::i))
+        current_->type = header.type;
+    previous_header_ = header;
+    has_previous_header_ = true;
+    const SliceContext context(*parsed.sets, *current_, previous_header_, lists_);
+    SliceDecoder decoder(context, wanted_, carry_);
+    decoder.decode(payload_.data() + header.data_offset, payload_.size() - header.data_offset);
+}
+
+void Decoder::finish_picture() {
+    if (!current_) return;
+    const auto& done = current_->slice_address;
+    if (std::find(done.begin(), done.end(), -1) != done.end()) current_->ok = false;
+    if (current_->slices.empty()) current_->slices.emplace_back();
+    const int most_waiting = current_->sets->sps->max_num_reorder;
+    current_->marking = Marking::short_term;
+    buffer_.insert(std::move(current_));
+    current_ = nullptr;
+    has_previous_header_ = false;
+    release(most_waiting);
+}
+
+// C.5.2.3: output pictures until no more than so many wait
+void Decoder::release(int most_waiting) {
+    while (buffer_.waiting() > most_waiting) {
+        PicturePtr picture = buffer_.next_output();
+        picture->waits_for_output = false;
+        ready_.push_back(std::move(picture));
+    }
+    buffer_.tidy();
+}
+
+}  // namespace ovtrain::hevc

@@ -1,0 +1,68 @@
+// From packets to pictures in output order (ITU-T H.265, 8.1, C.5.2).
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coding_tree.h"
+#include "nal.h"
+#include "references.h"
+
+namespace ovtrain::hevc {
+
+class Decoder {
+public:
+    // ``configuration``: the container's hvcC record or annex B parameter sets; may be empty
+    Decoder(Wanted wanted, Span configuration);
+
+    // Decode one packet. Damage marks the picture it meets; Unsupported is thrown.
+    void push(Span packet, int64_t tag);
+
+    // No more packets: every picture may be output.
+    void flush();
+
+    // The next picture in output order, or null until more packets have come
+    PicturePtr pop();
+
+    // NAL units that could not be decoded and belong to no picture
+    int lost_units() const { return lost_units_; }
+    const std::string& last_fault() const { return last_fault_; }
+
+private:
+    void decode_nal(Span nal, int64_t tag);
+    void store_sps(BitReader bits);
+    void store_pps(BitReader bits);
+    std::shared_ptr<const ActiveSets> find_sets(int pps_id);
+    void decode_slice(Span nal, const NalHeader& header, int64_t tag);
+    bool start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes);
+    void decode_segment(const ParsedHeader& parsed);
+    void finish_picture();
+    void release(int most_waiting);
+    void fault(const char* what);
+
+    Wanted wanted_;
+    int length_bytes_ = 0;
+    std::map<int, std::shared_ptr<const SequenceParameterSet>> sps_;
+    std::map<int, std::shared_ptr<const PictureParameterSet>> pps_;
+    std::map<int, std::shared_ptr<const ActiveSets>> active_;
+    PictureBuffer buffer_;
+    std::deque<PicturePtr> ready_;
+    PicturePtr current_;
+    ReferenceSets references_;
+    ReferenceLists lists_;
+    SliceHeader previous_header_;
+    bool has_previous_header_ = false;
+    SegmentCarry carry_;
+    std::vector<uint8_t> payload_;
+    uint64_t sequence_ = 0;
+    int previous_poc_ = 0;          // of the last picture that others count from (8.3.1)
+    bool starts_sequence_ = true;   // the next picture is the first, or follows an end of sequence
+    bool drops_rasl_ = false;       // NoRaslOutputFlag of the last IRAP picture
+    int lost_units_ = 0;
+    std::string last_fault_;
+};
+
+}  // namespace ovtrain::hevc

@@ -1,0 +1,155 @@
+#include "references.h"
+
+#include <algorithm>
+
+namespace ovtrain::hevc {
+
+namespace {
+
+constexpr size_t MOST_PICTURES = 64;  // bounds memory where a damaged stream never drops any
+
+}  // namespace
+
+int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previous,
+                        bool starts_sequence) {
+    if (header.nal.is_idr()) return 0;
+    if (starts_sequence) return header.poc_lsb;
+    const int size = 1 << log2_max_lsb;
+    const int previous_lsb = previous & (size - 1);
+    int msb = previous - previous_lsb;
+    if (header.poc_lsb < previous_lsb && previous_lsb - header.poc_lsb >= size / 2)
+        msb += size;
+    else if (header.poc_lsb > previous_lsb && header.poc_lsb - previous_lsb > size / 2)
+        msb -= size;
+    return msb + header.poc_lsb;
+}
+
+PicturePtr PictureBuffer::fresh(std::shared_ptr<const ActiveSets> sets) {
+    PicturePtr picture;
+    if (pool_.empty()) {
+        picture = std::make_shared<Picture>();
+    } else {
+        picture = std::move(pool_.back());
+        pool_.pop_back();
+    }
+    picture->reset(std::move(sets), wanted_);
+    return picture;
+}
+
+PicturePtr PictureBuffer::find(int poc, int mask, bool any_marking) const {
+    for (const auto& picture : pictures_)
+        if ((picture->poc & mask) == (poc & mask) &&
+            (picture->marking == Marking::short_term ||
+             (any_marking && picture->marking == Marking::long_term)))
+            return picture;
+    return nullptr;
+}
+
+// 8.3.3.2: a picture without motion; nothing of it is output
+PicturePtr PictureBuffer::absent(const Picture& current, int poc, Marking marking) {
+    PicturePtr picture = fresh(current.sets);
+    picture->poc = poc;
+    picture->sequence = current.sequence;
+    picture->marking = marking;
+    picture->slices.emplace_back();
+    pictures_.push_back(picture);
+    return picture;
+}
+
+ReferenceSets PictureBuffer::apply(const SliceHeader& header, const Picture& current) {
+    ReferenceSets sets;
+    const int every = -1, lsb = (1 << current.sets->sps->log2_max_poc_lsb) - 1;
+    std::vector<PicturePtr> kept;
+    // Long-term entries first: they are looked for among all references (8.3.2).
+    std::vector<PicturePtr> turned;
+    for (const auto& entry : header.long_term) {
+        const int base = current.poc - header.poc_lsb - entry.msb_cycle * (lsb + 1);
+        const int poc = entry.has_msb ? base + entry.poc : entry.poc;
+        PicturePtr found = find(poc, entry.has_msb ? every : lsb, true);
+        if (!found && entry.used) {
+            sets.missing = true;
+            found = absent(current, poc, Marking::long_term);
+        }
+        if (!found) continue;
+        turned.push_back(found);
+        if (entry.used) sets.long_term.push_back(found);
+    }
+    for (int i = 0; i < header.short_term.count(); ++i) {
+        const auto& entry = header.short_term.at(i);
+        const int poc = current.poc + entry.delta_poc;
+        PicturePtr found = find(poc, every, false);
+        if (!found && entry.used) {
+            sets.missing = true;
+            found = absent(current, poc, Marking::short_term);
+        }
+        if (!found) continue;
+        kept.push_back(found);
+        if (entry.used)
+            (i < header.short_term.negative_count ? sets.before : sets.after).push_back(found);
+    }
+    for (const auto& picture : pictures_) picture->marking = Marking::unused;
+    for (const auto& picture : kept) picture->marking = Marking::short_term;
+    for (const auto& picture : turned) picture->marking = Marking::long_term;
+    return sets;
+}
+
+void PictureBuffer::unmark_all() {
+    for (const auto& picture : pictures_) picture->marking = Marking::unused;
+}
+
+void PictureBuffer::tidy() {
+    while (pictures_.size() > MOST_PICTURES) {
+        pictures_.front()->marking = Marking::unused;
+        pictures_.front()->waits_for_output = false;
+        pool_.push_back(std::move(pictures_.front()));
+        pictures_.erase(pictures_.begin());
+    }
+    const auto unneeded = std::stable_partition(
+        pictures_.begin(), pictures_.end(), [](const PicturePtr& picture) {
+            return picture->marking != Marking::unused || picture->waits_for_output;
+        });
+    for (auto it = unneeded; it != pictures_.end(); ++it)
+        if (it->use_count() == 1 && pool_.size() < MAX_REFERENCES) pool_.push_back(std::move(*it));
+    pictures_.erase(unneeded, pictures_.end());
+}
+
+PicturePtr PictureBuffer::next_output() const {
+    PicturePtr first;
+    for (const auto& picture : pictures_) {
+        if (!picture->waits_for_output) continue;
+        if (!first || picture->sequence < first->sequence ||
+            (picture->sequence == first->sequence && picture->poc < first->poc))
+            first = picture;
+    }
+    return first;
+}
+
+int PictureBuffer::waiting() const {
+    return int(std::count_if(pictures_.begin(), pictures_.end(), [](const PicturePtr& picture) {
+        return picture->waits_for_output;
+    }));
+}
+
+void PictureBuffer::clear() { pictures_.clear(); }
+
+ReferenceLists build_lists(const SliceHeader& header, const ReferenceSets& sets) {
+    ReferenceLists lists;
+    for (int list = 0; list < header.lists(); ++list) {
+        const auto l = size_t(list);
+        std::vector<PicturePtr> all;  // RefPicListTemp, once through
+        const auto& near = list ? sets.after : sets.before;
+        const auto& far = list ? sets.before : sets.after;
+        for (const auto* part : {&near, &far, &sets.long_term})
+            all.insert(all.end(), part->begin(), part->end());
+        require(!all.empty(), "an inter slice without reference pictures");
+        for (int i = 0; i < header.references[l]; ++i) {
+            const size_t entry = header.lists_modified[l] ? header.list_entries[l][size_t(i)]
+                                                          : size_t(i) % all.size();
+            require(entry < all.size(), "a list entry is none of the references");
+            lists[l][size_t(i)] = all[entry];
+        }
+    }
+    return lists;
+}
+
+}  // namespace ovtrain::hevc

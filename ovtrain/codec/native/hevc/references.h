@@ -1,0 +1,65 @@
+// Picture order counts, reference picture sets and lists (ITU-T H.265, 8.3.1 - 8.3.4).
+#pragma once
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "picture.h"
+
+namespace ovtrain::hevc {
+
+using PicturePtr = std::shared_ptr<Picture>;
+
+// The reference pictures of the current picture by kind (8.3.2), absent ones replaced (8.3.3).
+struct ReferenceSets {
+    std::vector<PicturePtr> before, after, long_term;  // StCurrBefore, StCurrAfter, LtCurr
+    bool missing = false;  // one had to be replaced, so that what refers to it is not exact
+};
+
+// The lists of a slice; entries behind the slice's counts are null.
+using ReferenceLists = std::array<std::array<PicturePtr, MAX_REFERENCES>, 2>;
+
+// 8.3.1; ``previous`` is the POC of the last picture of temporal layer 0 that is no RASL, RADL or
+// sub-layer non-reference picture.
+int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previous,
+                        bool starts_sequence);
+
+// Decoded pictures that are still referenced or still wait for output.
+class PictureBuffer {
+public:
+    explicit PictureBuffer(Wanted wanted) : wanted_(wanted) {}
+
+    // An empty picture, out of reused memory where there is some.
+    PicturePtr fresh(std::shared_ptr<const ActiveSets> sets);
+
+    // 8.3.2: mark what the header's sets no longer hold as unused, and return what they hold.
+    ReferenceSets apply(const SliceHeader& header, const Picture& current);
+
+    void insert(PicturePtr picture) { pictures_.push_back(std::move(picture)); }
+
+    // No picture is a reference any more (an IRAP picture that starts a sequence).
+    void unmark_all();
+
+    // Drop the pictures that nobody needs.
+    void tidy();
+
+    // The waiting picture that comes first in output order (C.5.2.4), or null
+    PicturePtr next_output() const;
+    int waiting() const;
+
+    void clear();
+
+private:
+    PicturePtr find(int poc, int mask, bool any_marking) const;
+    PicturePtr absent(const Picture& current, int poc, Marking marking);
+
+    Wanted wanted_;
+    std::vector<PicturePtr> pictures_;
+    std::vector<PicturePtr> pool_;
+};
+
+// 8.3.4. Throws Damaged where a list entry has no picture.
+ReferenceLists build_lists(const SliceHeader& header, const ReferenceSets& sets);
+
+}  // namespace ovtrain::hevc

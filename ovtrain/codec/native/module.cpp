@@ -1,0 +1,6 @@
+#include "bindings.h"
+
+NB_MODULE(_native, m) {
+    bind_kernels(m);
+    bind_hevc(m);
+}

@@ -1,0 +1,197 @@
+"""The HEVC decoder against FFmpeg's pixels: every inter block and intra unit must be rebuilt.
+
+The streams are encoded here by x265 without in-loop filters; real ones join where OVTRAIN_STREAMS
+names a folder that holds some (``*_nolf.h265``).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.helpers.hevc_oracle import Signals, Verdict, check
+from tests.unit.codec.pictures import encode, texture
+
+_native = pytest.importorskip("ovtrain.codec._native")
+
+STREAMS = os.environ.get("OVTRAIN_STREAMS", "")
+FILTERLESS = "no-deblock=1:no-sao=1:log-level=error:pools=none:keyint=10:frame-threads=1:"
+RECIPES = {
+    "ctu 16": "ctu=16:min-cu-size=8:max-tu-size=16",
+    "ctu 32": "ctu=32:rect=1:amp=1",
+    "ctu 64": "ctu=64:rd=4:tu-inter-depth=4:tu-intra-depth=4",
+    "b-pyramid": "bframes=7:b-pyramid=1:b-adapt=0:keyint=24",
+    "several references": "ref=5:bframes=2",
+    "weighted": "weightp=1:weightb=1:bframes=3:ref=3",
+    "wpp": "wpp=1:ctu=16",
+    "slices": "slices=3:ctu=16:pools=2:wpp=1",  # x265 crashes on slices without threads
+    "tskip": "tskip=1:crf=12",
+    "lossless": "lossless=1",
+    "cu lossless": "cu-lossless=1:crf=8:rd=5",
+    "open gop": "open-gop=1:bframes=3:keyint=6:min-keyint=6",
+    "intra refresh": "intra-refresh=1:bframes=0",
+    "scaling list": "scaling-list=default",
+    "no sign hiding": "signhide=0",
+    "constrained intra": "constrained-intra=1",
+    "quantization groups": "aq-mode=2:qg-size=8:aq-strength=2",
+    "qp 4": "qp=4",
+    "qp 48": "qp=48",
+    "no tmvp": "temporal-mvp=0",
+}
+
+
+@pytest.fixture(scope="module")
+def clip() -> np.ndarray:
+    """(14, 136, 200) uint8: two layers that move apart, a fade, noise."""
+    rng = np.random.default_rng(0)
+    back, front = texture(220, 300, 1), texture(60, 70, 2)
+    pictures = []
+    for t in range(14):
+        picture = back[3 * t // 2 :, 2 * t :][:136, :200].astype(np.float64)
+        x, y = 20 + 8 * t, 60 - 3 * t
+        picture[y : y + 60, x : x + 70] = front
+        picture = picture * (1 - 0.04 * t) + rng.normal(0, 2, picture.shape)
+        pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
+    return np.stack(pictures)
+
+
+def signals_of(data: bytes) -> list[Signals]:
+    """The decoder's outputs of every frame, in presentation order."""
+    found = []
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        decoder = _native.HevcDecoder(stream.codec_context.extradata or b"", True, True)
+        for number, packet in enumerate(container.demux(stream)):
+            if packet.size:
+                decoder.push(bytes(packet), number)
+            found += _popped(decoder)
+        decoder.flush()
+        found += _popped(decoder)
+    assert decoder.lost_units == 0
+    return found
+
+
+def _popped(decoder) -> list[Signals]:
+    found = []
+    while (frame := decoder.pop()) is not None:
+        assert frame.ok
+        found.append(_signals(frame))
+    return found
+
+
+def _signals(frame) -> Signals:
+    cells = (-(-frame.height // 4), -(-frame.width // 4))
+    made = {
+        "motion": np.empty((*cells, 2, 2), np.int16),
+        "reference_delta": np.empty((*cells, 2), np.int16),
+        "weights": np.empty((*cells, 2, 3), np.int16),
+        "residual": np.empty((frame.height, frame.width), np.int16),
+        "slice_address": np.empty((frame.ctbs_down, frame.ctbs_across), np.int32),
+    }
+    for name, out in made.items():
+        getattr(frame, name)(out)
+    mode, qp, size = np.empty(cells, np.uint8), np.empty(cells, np.int8), np.empty(cells, np.uint8)
+    frame.blocks(mode, qp, size)
+    intra_mode, transform_size = np.empty(cells, np.uint8), np.empty(cells, np.uint8)
+    frame.detail(intra_mode, transform_size)
+    delta = made.pop("reference_delta")
+    return Signals(
+        sequence=frame.sequence,
+        poc=frame.poc,
+        bit_depth=frame.bit_depth,
+        delta=delta,
+        mode=mode,
+        intra_mode=intra_mode,
+        transform_size=transform_size,
+        ctb_size=frame.ctb_size,
+        strong_smoothing=frame.strong_intra_smoothing,
+        constrained_intra=frame.constrained_intra_pred,
+        **made,
+    )
+
+
+def pixels_of(data: bytes) -> list[np.ndarray]:
+    """FFmpeg's luma of every frame."""
+    found = []
+    with av.open(io.BytesIO(data)) as container:
+        for frame in container.decode(video=0):
+            plane = frame.planes[0]
+            line = np.frombuffer(memoryview(plane), np.uint8)
+            line = line[: frame.height * plane.line_size].reshape(frame.height, -1)
+            deep = frame.format.components[0].bits > 8
+            found.append((line.view("<u2") if deep else line)[:, : frame.width].copy())
+    return found
+
+
+def verdict_of(data: bytes) -> Verdict:
+    verdict = check(signals_of(data), pixels_of(data))
+    assert verdict.inter_blocks + verdict.intra_units > 500
+    return verdict
+
+
+def x265(clip: np.ndarray, recipe: str, pix_fmt: str = "yuv420p") -> bytes:
+    options = {"preset": "medium", "x265-params": FILTERLESS + recipe}
+    return encode(clip, "libx265", options, pix_fmt=pix_fmt)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_block_is_rebuilt(clip: np.ndarray, name: str):
+    verdict = verdict_of(x265(clip, RECIPES[name]))
+    assert (verdict.wrong_inter, verdict.wrong_intra) == (0, 0)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10", "yuv422p", "yuv444p", "yuv444p12", "gray"])
+def test_every_block_is_rebuilt_at_other_depths_and_chroma_formats(clip: np.ndarray, pix_fmt: str):
+    try:
+        data = x265(clip, "bframes=2:rect=1", pix_fmt)
+    except (av.error.FFmpegError, ValueError) as error:
+        pytest.skip(f"this libx265 does not encode {pix_fmt}: {error}")
+    verdict = verdict_of(data)
+    assert (verdict.wrong_inter, verdict.wrong_intra) == (0, 0)
+
+
+def test_the_oracle_notices_a_quarter_pixel_on_one_block_in_a_hundred(clip: np.ndarray):
+    data = x265(clip, "bframes=2:crf=18")
+    frames, rng = signals_of(data), np.random.default_rng(0)
+    touched = 0
+    for number, frame in enumerate(frames):
+        hit = (rng.random(frame.mode.shape) < 0.01) & (frame.delta[..., 0] != 0)
+        motion = frame.motion.copy()
+        motion[hit, 0, 0] += 1
+        frames[number] = replace(frame, motion=motion)
+        touched += int(hit.sum())
+    verdict = check(frames, pixels_of(data))
+    assert touched > 50
+    assert touched / 2 < verdict.wrong_inter <= touched
+    assert verdict.wrong_intra == 0
+
+
+def test_the_oracle_notices_one_level_on_one_sample_in_a_thousand(clip: np.ndarray):
+    data = x265(clip, "bframes=2:crf=18")
+    frames, rng = signals_of(data), np.random.default_rng(0)
+    touched = 0
+    for number, frame in enumerate(frames):
+        change = (rng.random(frame.residual.shape) < 0.001).astype(np.int16)
+        frames[number] = replace(frame, residual=frame.residual + change)
+        touched += int(change.sum())
+    verdict = check(frames, pixels_of(data))
+    # Several hits in one unit count once.
+    assert touched / 2 < verdict.wrong_inter + verdict.wrong_intra <= touched
+
+
+@pytest.mark.skipif(not STREAMS, reason="OVTRAIN_STREAMS names no folder of real streams")
+def test_every_block_of_the_real_filterless_streams_is_rebuilt():
+    paths = sorted(Path(STREAMS).glob("*/*_nolf.h265"))
+    assert paths
+    wrong = {}
+    for path in paths:
+        verdict = verdict_of(path.read_bytes())
+        if verdict.wrong_inter or verdict.wrong_intra:
+            wrong[path.name] = verdict
+    assert wrong == {}
