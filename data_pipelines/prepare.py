@@ -69,12 +69,19 @@ class Outcome:
     report: FileReport = field(default_factory=FileReport)
 
 
-def prepare(folder: Path, out: Path, config: PrepareConfig, timeout_s: float = TIMEOUT_S) -> bool:
-    """Run the stage; False where ``out`` already holds the result of the same inputs."""
+def prepare(
+    folder: Path,
+    out: Path,
+    config: PrepareConfig,
+    timeout_s: float = TIMEOUT_S,
+    exclude: Path | None = None,
+) -> bool:
+    """Run the stage; False where ``out`` already holds the result of the same inputs. Nothing is
+    read from ``out``, nor from ``exclude`` (by default the same)."""
     checked("prepare", config)
     check_encodable(config)
     began = time.perf_counter()
-    videos, others = scan(folder, exclude=out)
+    videos, others = scan(folder, exclude=exclude or out)
     states = [file_state(folder / name) for name in videos]
     # The number of workers changes nothing in the result.
     settings = asdict(replace(config, workers=0))
@@ -232,6 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("videos", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default=None, help="YAML of PrepareConfig")
+    parser.add_argument("--exclude", type=Path, help="folder that is not searched; default: --out")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds per file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(argv)
@@ -239,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         path = find_config(args.config) if args.config else None
         config = load(PrepareConfig, path, args.overrides)
-        ran = prepare(args.videos, args.out, config, args.timeout)
+        ran = prepare(args.videos, args.out, config, args.timeout, args.exclude)
         print(("" if ran else "unchanged, nothing to do: ") + final_line(args.out))
 
     return exit_status(work)

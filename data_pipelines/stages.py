@@ -32,7 +32,7 @@ def read_stage(path: Path) -> dict[str, Any] | None:
     """The record at ``path``; None where there is none or it is not JSON (then the stage runs)."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -31,6 +31,8 @@ from ovtrain.config.train import TrainConfig
 from ovtrain.observability.history import read_object
 from ovtrain.observability.report import write_report
 from ovtrain.schema.atomic import write_json
+from ovtrain.schema.errors import ConfigError, OvtrainError
+from ovtrain.schema.lock import take
 from ovtrain.schema.manifest import MANIFEST, ShardManifest
 from ovtrain.schema.versions import GENERATOR, PIPELINE
 
@@ -50,6 +52,10 @@ def load_demo(overrides: Sequence[str], seed: int | None, *, own_videos: bool) -
     config = load(DemoConfig, find_config(DEMO), [*assumed, *overrides])
     config = replace(config, seed=config.seed if seed is None else seed)
     checked(DEMO, config)
+    # Typos in the overrides of later stages are found now, not when their turn has come.
+    load(TrainConfig, find_config(config.stage1), config.stage1_set)
+    load(TrainConfig, find_config(config.stage2), config.stage2_set)
+    load(ProbeConfig, None, config.probe_set)
     return replace(
         config,
         prepare=replace(config.prepare, seed=config.seed),
@@ -68,28 +74,45 @@ class Demo:
 
     def run(self) -> int:
         """All stages, then the summary. Returns the exit status."""
+        take(self.out, "--out")
+        self._check_folder()
         write_resolved(self.config, self.out / "config.yaml")
-        write_json(self.out / "demo.json", {"command": ["ovtrain", *sys.argv[1:]], "notes": []})
+        self._write_about()
         try:
             self._data()
             self._labels()
             self._training()
             self._probe()
-        except StageFailed as failed:
+        except OvtrainError as failed:
             self._finish()
             print(f"error: {failed}", file=sys.stderr)
-            return failed.status
+            return failed.status if isinstance(failed, StageFailed) else 2
         report = self._finish()
         print_summary(self.out, self.stages.records, self.notes, report)
         return 0
 
     def _finish(self) -> Path:
         """What is written even when a stage failed: notes, skipped files, the report."""
-        write_json(
-            self.out / "demo.json", {"command": ["ovtrain", *sys.argv[1:]], "notes": self.notes}
-        )
+        self._write_about()
         merge_skipped(self.out)
         return write_report(self.out)
+
+    def _check_folder(self) -> None:
+        """A folder holds one demo: of the generated clips, or of one folder of videos."""
+        before = read_object(self.out / "demo.json")
+        if before is not None and before.get("clips", self._clips()) != self._clips():
+            raise ConfigError(
+                f"--out {self.out}",
+                f"holds a demo of {before['clips']}",
+                fix="choose another --out for this one",
+            )
+
+    def _clips(self) -> str:
+        return "generated clips" if self.videos is None else str(self.videos.resolve())
+
+    def _write_about(self) -> None:
+        about = {"command": ["ovtrain", *sys.argv[1:]], "clips": self._clips(), "notes": self.notes}
+        write_json(self.out / "demo.json", about)
 
     def _data(self) -> None:
         if self.videos is not None:
@@ -122,13 +145,13 @@ class Demo:
         self._job(
             f"prepare-{split}",
             "data_pipelines.prepare",
-            [str(videos), "--out", str(folder), "--config", str(path)],
+            [str(videos), "--out", str(folder), "--config", str(path), "--exclude", str(self.out)],
             inputs=[path],
             outputs=[
                 folder / kind / MANIFEST
                 for kind in ("video", "image")[: 2 if config.images_per_clip else 1]
             ],
-            state=f"pipeline {PIPELINE}\n{listing(videos)}",
+            state=f"pipeline {PIPELINE}\n{listing(videos, exclude=self.out)}",
         )
 
     def _labels(self) -> None:
@@ -225,10 +248,17 @@ class Demo:
         )
 
     def _probe(self) -> None:
-        folder = self.out / "probe"
-        if self.videos is not None or not self.config.probe:
-            self._skip_probe(folder / "result.json")
+        if self.videos is not None:
+            self._skip_probe(NO_CLASSES)
             return
+        stage = self._probe_stage()
+        if self.config.probe:
+            self.stages.run(stage)
+        elif not self.stages.is_current(stage):  # a table of these very runs is kept
+            self._skip_probe(SWITCHED_OFF)
+
+    def _probe_stage(self) -> Stage:
+        folder = self.out / "probe"
         last = self.config.seed + self.config.seeds
         runs = [self._run_folder(seed, "stage2") for seed in range(self.config.seed, last)]
         control = self.out / "runs" / "shuffled" / "stage2"
@@ -251,16 +281,12 @@ class Demo:
         trained = [run / "metrics.jsonl" for run in probed]
         inputs = [path, *trained, self.out / "clips" / "classes.json"]
         inputs += [Path(config.heldout_shards) / MANIFEST, Path(config.heldout_labels) / "ids.npy"]
-        self._job("probe", "ovtrain.eval.probe", [str(path)], inputs, [folder / "result.json"])
+        command = module_command("ovtrain.eval.probe", str(path))
+        return Stage("probe", command, inputs, [folder / "result.json"])
 
-    def _skip_probe(self, result: Path) -> None:
-        """Say so in the result, but keep one that an earlier call made of this folder's runs."""
-        reason = SWITCHED_OFF if self.videos is None else NO_CLASSES
-        before = read_object(result)
-        if self.videos is None and before is not None and "skipped" not in before:
-            self.notes.append(f"Probe skipped: {reason}. The table is that of an earlier call.")
-            return
-        write_json(result, {"skipped": reason})
+    def _skip_probe(self, reason: str) -> None:
+        write_json(self.out / "probe" / "result.json", {"skipped": reason})
+        (self.out / "stages" / "probe.json").unlink(missing_ok=True)
         self.notes.append(f"Probe skipped: {reason}.")
 
     def _job(
@@ -276,9 +302,13 @@ class Demo:
         self.stages.run(Stage(name, command, inputs, outputs, state=state))
 
 
-def listing(folder: Path) -> str:
-    """Names, sizes and times of a folder's files: tells that they changed without reading them."""
+def listing(folder: Path, exclude: Path) -> str:
+    """Names, sizes and times of a folder's files: tells that they changed without reading them.
+    Those below ``exclude`` are left out, unless the whole folder lies there."""
     if not folder.is_dir():
         return ""
+    own = exclude.resolve()
+    inside = own in [folder.resolve(), *folder.resolve().parents]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if inside or own not in path.resolve().parents]
     return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)

@@ -10,7 +10,6 @@ outputs exist, is not run again.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -19,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from launch.display import Display
 from launch.processes import Outcome, run_process, worker_env
+from ovtrain.observability.history import read_object
 from ovtrain.schema.atomic import file_sha256, write_json
 from ovtrain.schema.errors import OvtrainError
 
@@ -70,12 +69,18 @@ class StageRunner:
     display: Display
     records: list[Record] = field(default_factory=list[Record])
 
+    def is_current(self, stage: Stage) -> bool:
+        """Whether the stage's outputs are those of its present command and inputs."""
+        before = read_object(self.out / "stages" / f"{stage.name}.json") or {}
+        same = before.get("fingerprint") == fingerprint(stage) and before.get("status") == "done"
+        return same and all(path.exists() for path in stage.outputs)
+
     def run(self, stage: Stage) -> None:
         """Run or skip one stage. Raises StageFailed, OvtrainError."""
         mark = self.out / "stages" / f"{stage.name}.json"
-        stamp, before = fingerprint(stage), _read(mark)
+        stamp, before = fingerprint(stage), read_object(mark) or {}
         same = before.get("fingerprint") == stamp
-        if same and before.get("status") == "done" and all(p.exists() for p in stage.outputs):
+        if self.is_current(stage):
             self._record(Record(stage.name, "skipped", float(before["seconds"]), stage.note))
             return
         if stage.resumes is not None and before and not same and stage.resumes.exists():
@@ -138,13 +143,3 @@ def fingerprint(stage: Stage) -> str:
             raise OvtrainError(f"stage {stage.name}", f"input {path} is missing")
         digest.update(file_sha256(path).encode())
     return digest.hexdigest()[:32]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        return {}
-    return value

@@ -22,6 +22,10 @@ def demo(videos: str | None, out: str, seed: int | None, overrides: tuple[str, .
     Run again, it goes on where it stopped. KEY=VALUE sets DemoConfig, e.g. seeds=1 nproc=2.
     """
     from launch.demo import Demo, load_demo
+    from ovtrain.schema.errors import ConfigError
 
+    for option, path in (("--videos", videos), ("--out", out)):
+        if path and path.encode(errors="replace").decode() != path:
+            raise ConfigError(option, f"{path!r} is not UTF-8", fix="rename it or link to it")
     config = load_demo(overrides, seed, own_videos=bool(videos))
     return Demo(config, Path(out), Path(videos) if videos else None).run()

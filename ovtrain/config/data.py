@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from ovtrain.config.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, broke
 
 VIEW_BLOCK = 16
 """Video samples per block in which the realised view shares are exact."""
+NAME = re.compile(r"[A-Za-z0-9_-]+")
 IMAGE_DECODERS = ("pillow", "dali")
 
 
@@ -92,6 +94,11 @@ class DataConfig:
         if not self.sources:
             found.append("data.sources is empty; name at least one source with its shards")
         names = [source.name for source in self.sources]
+        found += [
+            f"source name {name}; allowed: letters, digits, - and _ (files are named after it)"
+            for name in names
+            if name and not NAME.fullmatch(name)
+        ]
         if len(set(names)) != len(names) or "" in names:
             found.append(f"data.sources names {names}; each needs a name of its own")
         for source in self.sources:

@@ -41,6 +41,9 @@ class DemoConfig:
         found += [f"image_clusters.{problem}" for problem in self.image_clusters.problems()]
         counts = ("train_clips", "heldout_clips", "seeds", "nproc")
         found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: ("seed",)})
+        for key in ("prepare", "video_clusters", "image_clusters"):
+            if getattr(self, key).seed:
+                found.append(f"{key}.seed={getattr(self, key).seed}; set seed, which reaches all")
         if self.prepare.images_per_clip <= 0:
             found.append(
                 f"prepare.images_per_clip={self.prepare.images_per_clip}; allowed: 1 or more "

@@ -64,7 +64,7 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
             f"does not fit this config ({error})",
             allowed="key=value; a list only as a whole, as in data.sources=[{name: a, shards: b}]",
         ) from error
-    except (YAMLError, OSError) as error:
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(where, f"cannot be read ({str(error).splitlines()[0]})") from error
 
 

@@ -83,8 +83,23 @@ class Loader:
         names = [source.config.name for source in self.sources]
         return dict(zip(names, self.consumed, strict=True))
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises CheckpointError when the sources are other ones."""
+    def contents(self) -> dict[str, str]:
+        """Hash of each source's shards: equal names over other samples are no resumption."""
+        return {source.config.name: source.reader.manifest.content for source in self.sources}
+
+    def load_state_dict(
+        self, state: dict[str, int], contents: dict[str, str] | None = None
+    ) -> None:
+        """``contents``: of the shards that the state was reached on, where known. Raises
+        CheckpointError when the sources, or their shards, are other ones."""
+        read = contents or {}
+        changed = [name for name, now in self.contents().items() if read.get(name, now) != now]
+        if changed:
+            raise CheckpointError(
+                "data.sources",
+                f"the shards of {', '.join(changed)} are not those the checkpoint read",
+                fix="put them back, or start another run.out with run.init_from=this run",
+            )
         if set(state) != set(self.state_dict()):
             raise CheckpointError(
                 "data.sources",

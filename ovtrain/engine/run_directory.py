@@ -6,10 +6,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
-import os
 import platform
 import subprocess
 import sys
@@ -28,9 +24,8 @@ from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
 from ovtrain.schema.atomic import atomic_open, write_json
 from ovtrain.schema.errors import CheckpointError
+from ovtrain.schema.lock import take
 
-log = logging.getLogger(__name__)
-LOCK = "lock"
 FREE_KEYS = frozenset(
     {
         "run.log_every",
@@ -72,11 +67,11 @@ def _flat(yaml: str) -> dict[str, Any]:
 def claim(config: TrainConfig) -> None:
     """Take the run directory for this process and insist that what it holds is the same run's.
 
-    A start that failed before it trained leaves no claim. Raises CheckpointError where another
-    process trains here, or naming the keys in which the run that is here differs.
+    A start that failed before it trained leaves no claim. Raises FolderTaken where another process
+    trains here, and CheckpointError naming the keys in which the run that is here differs.
     """
     folder = Path(config.run.out)
-    _lock(folder)
+    take(folder, "run.out")
     path = folder / "config.yaml"
     if _has_trained(folder) and path.is_file():
         before, now = _flat(path.read_text()), _flat(to_yaml(config))
@@ -97,30 +92,6 @@ def _has_trained(folder: Path) -> bool:
     metrics = folder / "metrics.jsonl"
     logged = metrics.is_file() and metrics.stat().st_size > 0
     return logged or (folder / "checkpoints" / LATEST).is_file()
-
-
-def _lock(folder: Path) -> None:
-    """Hold ``folder`` until this process ends, however it ends. Raises CheckpointError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # Never closed: the system lets go of the lock with the process. Opened without truncation,
-    # since the holder's name is what a second process shows.
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        holder = os.read(handle, 200).decode(errors="replace").strip()
-        os.close(handle)
-        raise CheckpointError(
-            str(folder),
-            f"another process trains here ({holder})",
-            fix="wait for it, stop it, or choose another run.out",
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
-            raise
-        log.warning("%s cannot be locked (%s): let no second run write there", folder, error)
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
 def describe(config: TrainConfig, parts: Parts, world: World) -> None:

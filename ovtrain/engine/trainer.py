@@ -68,7 +68,7 @@ class Trainer:
         saved = self.parts.checkpoints.resume()
         if saved is not None:
             self.state.restore(saved["train"])
-            self.parts.loader.load_state_dict(self.state.consumed)
+            self.parts.loader.load_state_dict(self.state.consumed, saved.get("shards"))
         if self.world.is_main:
             metrics = JsonlSink(out / "metrics.jsonl")
             metrics.truncate_after(self.state.step)
@@ -120,8 +120,8 @@ class Trainer:
                 raise NonFiniteLoss(
                     self.config.run.out,
                     f"step {step}: {shown}",
-                    fix="the newest checkpoint is from before; lower optim.lr or look at the data "
-                    "of that step",
+                    fix="the newest checkpoint is from before. Look at the data of that step, or "
+                    "start another run.out with a lower optim.lr and run.init_from=this run",
                 )
         return dict(zip(names, rows[-1], strict=True)) if rows else {}
 
@@ -159,6 +159,7 @@ class Trainer:
                 "step": step,
                 "train": self.state.to_json(),
                 "classes": {h.head.source: h.head.classes for h in self.parts.heads},
+                "shards": self.parts.loader.contents(),
             }
         )
 

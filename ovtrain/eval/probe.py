@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +28,7 @@ from ovtrain.eval.linear_probe import linear_probe
 from ovtrain.eval.ranking import rank_quality
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.schema.atomic import write_json
-from ovtrain.schema.errors import ConfigError, LabelError, exit_status
+from ovtrain.schema.errors import ConfigError, LabelError, MediaError, exit_status
 from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.sample import key_hash
 
@@ -61,6 +62,7 @@ class Split:
 class ProbeJob:
     def __init__(self, config: ProbeConfig) -> None:
         self.config = config
+        self.skipped: list[dict[str, str]] = []
         about = read_classes(Path(config.classes))
         self.classes: list[str] = about["classes"]
         self.train = self._split(
@@ -82,9 +84,10 @@ class ProbeJob:
             )
 
     def _split(self, folder: str, labels: dict[str, int], limit: int = 0) -> Split:
-        """The first ``limit`` clips of each class; 0 = all."""
+        """The first ``limit`` readable clips of each class; 0 = all."""
         clips = ClipSet(folder, self.config.cache_dir)
-        stems = [Path(clips.reader.meta(i).media).stem for i in range(len(clips))]
+        readable = self._readable(clips)
+        stems = [Path(clips.reader.meta(i).media).stem for i in readable]
         unknown = [stem for stem in stems if stem not in labels]
         if unknown:
             raise LabelError(
@@ -95,7 +98,34 @@ class ProbeJob:
         found = torch.tensor([labels[stem] for stem in stems])
         of_class = [torch.nonzero(found == k).flatten() for k in range(len(self.classes))]
         rows = torch.cat([r[: limit or len(r)] for r in of_class]).sort().values
-        return Split(clips, rows.tolist(), found[rows])
+        return Split(clips, [readable[row] for row in rows.tolist()], found[rows])
+
+    def _readable(self, clips: ClipSet) -> list[int]:
+        """Samples that can be read; the others are named and counted, and cost nothing else."""
+
+        def fault(i: int) -> str:
+            try:
+                clips.reader.meta(i)
+                clips.sample(i, self.spec("codec"))
+            except MediaError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            faults = list(pool.map(fault, range(len(clips))))
+        for i, reason in enumerate(faults):
+            if reason:
+                print(f"skipped {reason}", flush=True)
+                self.skipped.append({"file": clips.reader.name(i), "reason": reason})
+        if all(faults):
+            raise MediaError(
+                str(clips.reader.folder), "no clip can be read", fix="run `ovtrain data verify`"
+            )
+        return [i for i, reason in enumerate(faults) if not reason]
+
+    def notes(self) -> list[str]:
+        count = len(self.skipped)
+        return [f"{count} clips could not be read and were left out."] if count else []
 
     def spec(self, view: str, control: Literal["", "blanked", "permuted"] = "") -> ViewSpec:
         return ViewSpec(view, self.config.token_budget, self.config.chunks, control)
@@ -235,7 +265,8 @@ def run(config: ProbeConfig) -> Path:
         "heldout_clips": len(job.heldout.labels),
         "rows": job.rows,
         "ranking": ranking(job, runs) if config.heldout_labels else [],
-        "notes": list(NOTES),
+        "notes": [*NOTES, *job.notes()],
+        "skipped_clips": job.skipped,
         "config_hash": sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16],
     }
     path = Path(config.out) / "result.json"

@@ -19,7 +19,8 @@ def read_rows(path: Path) -> list[Row]:
     """Objects of a JSON-lines file; lines that do not parse (a torn last line) are left out."""
     if not path.is_file():
         return []
-    return [row for line in path.read_text().splitlines() if (row := _parse(line)) is not None]
+    lines = path.read_text(errors="replace").splitlines()
+    return [row for line in lines if (row := _parse(line)) is not None]
 
 
 def _parse(line: str) -> Row | None:
@@ -32,7 +33,7 @@ def _parse(line: str) -> Row | None:
 
 def read_object(path: Path) -> Row | None:
     """A JSON object, or None where the file is absent or not one."""
-    return _parse(path.read_text()) if path.is_file() else None
+    return _parse(path.read_text(errors="replace")) if path.is_file() else None
 
 
 def column(rows: list[Row], key: str) -> list[tuple[float, float]]:

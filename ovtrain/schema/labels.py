@@ -48,8 +48,10 @@ def read_description(folder: Path | str, kind: str) -> dict[str, Any]:
         raise LabelError(str(path), f"no {kind} store here", fix=fix)
     try:
         value: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise LabelError(str(path), f"not JSON ({error})", fix=fix) from error
+    if not hasattr(value, "get"):
+        raise LabelError(str(path), "not a store's description", allowed="a JSON object", fix=fix)
     if value.get("kind") != kind or value.get("version") != VERSION:
         found = f"kind={value.get('kind')} version={value.get('version')}"
         raise LabelError(str(path), found, allowed=f"kind={kind} version={VERSION}", fix=fix)

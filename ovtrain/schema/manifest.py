@@ -115,7 +115,7 @@ class ShardManifest:
                 )
             shards = tuple(ShardInfo(**shard) for shard in value.pop("shards"))
             manifest = cls(shards=shards, **value)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ManifestError(str(path), f"not a shard manifest ({error})", fix=fix) from error
         if manifest.kind not in MEMBERS:
             raise ManifestError(str(path), f"kind={manifest.kind}", allowed=", ".join(MEMBERS))

@@ -95,6 +95,23 @@ def test_no_labels_where_labels_should_be(error, folder: Path):
     assert "no labels store here" in error()
 
 
+@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff{", b"7"])
+def test_labels_and_manifests_that_are_none(error, folder: Path, text: bytes):
+    path = folder / "video-labels" / "store.json"
+    before = path.read_bytes()
+    path.write_bytes(text)
+    assert f"{path}: not " in error()
+    path.write_bytes(before)
+    (folder / "image" / "manifest.json").write_bytes(text)
+    assert "manifest.json: not a shard manifest" in error()
+
+
+def test_a_config_that_is_not_text(capsys, tmp_path: Path):
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe")
+    assert train.main([str(tmp_path / "bad.yaml")]) == 2
+    assert "bad.yaml: cannot be read" in capsys.readouterr().err
+
+
 def test_damaged_labels(error, folder: Path):
     np.save(folder / "video-labels" / "ids.npy", np.full(72, 99, np.int32))
     assert "ids from 99 to 99; allowed: 0 to 39" in error()

@@ -163,7 +163,7 @@ def read_stages(out: Path) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(errors="replace"))
     except json.JSONDecodeError:
         return []
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []

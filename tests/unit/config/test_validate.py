@@ -50,6 +50,7 @@ def test_the_defaults_need_only_sources_and_a_length():
         ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
         ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),
         ({"run": {"global_batch": 1}}, "leaves no sample for source"),
+        ({"data": {"sources": [SourceConfig("../x", "v")]}}, "source name ../x; allowed: letters"),
         ({"run": {"micro_batch": 1}}, "run.micro_batch=1 is below the number of sources (2)"),
         ({"run": {"micro_batch": -1}}, "run.micro_batch=-1; allowed: 0 or more"),
         ({"run": {"steps": -5, "samples": 9}}, "run.steps=-5; allowed: 0 or more"),

@@ -14,6 +14,7 @@ from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.engine.run_directory import FREE_KEYS, claim, config_hash
 from ovtrain.schema.errors import CheckpointError
+from ovtrain.schema.lock import FolderTaken
 from tests.helpers.training import fit, typed_config
 from tests.helpers.world import environment
 
@@ -78,9 +79,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(config: TrainConfig
         try:
             assert first.stdout is not None
             assert first.stdout.readline() == "claimed\n"
-            with pytest.raises(
-                CheckpointError, match=rf"\(process {first.pid} on .*another run.out"
-            ):
+            with pytest.raises(FolderTaken, match=rf"\(process {first.pid} on .*another run.out"):
                 claim(config)
         finally:
             first.kill()

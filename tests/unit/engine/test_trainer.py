@@ -1,6 +1,7 @@
 """The loop: a polite stop resumes exactly, non-finite losses stop the run, states round-trip."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ovtrain.engine.state import TrainState
 from ovtrain.engine.trainer import NonFiniteLoss, Trainer
 from ovtrain.models.encoder import build_encoder
 from ovtrain.schema.errors import CheckpointError, ConfigError
+from tests.helpers.shards import write_shards
 from tests.helpers.training import computed, fit, typed_config, world
 
 
@@ -116,6 +118,15 @@ def test_labels_with_another_number_of_classes_cannot_resume(setup_folder, tmp_p
     with pytest.raises(CheckpointError, match="head video has 40 classes; allowed: 41"):
         parts.checkpoints.resume()
     parts.loader.close()
+
+
+def test_other_shards_under_the_same_path_cannot_resume(setup_folder, tmp_path):
+    shutil.copytree(setup_folder, tmp_path, dirs_exist_ok=True)
+    config = small(tmp_path, tmp_path / "run", steps=2)
+    fit(config)
+    write_shards(tmp_path / "image", "image", 24, frames=8, shards=3)
+    with pytest.raises(CheckpointError, match="the shards of image are not those the checkpoint"):
+        fit(replace(config, run=replace(config.run, log_every=5)))
 
 
 def test_sources_without_any_labels_are_an_error(setup_folder, tmp_path):

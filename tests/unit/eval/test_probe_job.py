@@ -1,6 +1,7 @@
 """The probe job over a tiny run: its table, its controls, and the inputs it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,3 +88,16 @@ def test_clips_without_a_class_are_named(config: ProbeConfig, tmp_path: Path):
     path.write_text('{"classes": ["a"], "labels": {"other": 0}}')
     with pytest.raises(LabelError, match="no class for 24 clips, the first video-0-0000"):
         ProbeJob(replace(config, classes=str(path)))
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_left_out(config: ProbeConfig, tmp_path: Path):
+    shutil.copytree(config.heldout_shards, tmp_path / "video")
+    tar = tmp_path / "video" / "video-000000.tar"
+    data = tar.read_bytes()
+    at = data.index(b"ftyp")
+    tar.write_bytes(data[:at] + bytes(64) + data[at + 64 :])
+    result = run(replace(config, heldout_shards=str(tmp_path / "video"), out=str(tmp_path)))
+    told = json.loads(result.read_text())
+    assert told["heldout_clips"] == 23
+    assert [entry["file"] for entry in told["skipped_clips"]] == ["video-000000.tar/video-0-0000"]
+    assert "1 clips could not be read" in told["notes"][-1]

@@ -1,6 +1,7 @@
 """The demo's order, its idempotence, small folders and failures, with stand-ins for the jobs."""
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
+from launch.demo import listing
 from launch.demo_fit import fit_clusters
 from ovtrain.config.cluster import ClusterConfig
 
@@ -85,9 +87,62 @@ def test_a_probe_switched_off_keeps_the_table_it_made_before(out, capsys):
     table = (out / "probe/result.json").read_text()
     assert demo(out, "probe=false") == 0
     assert (out / "probe/result.json").read_text() == table
-    assert "that of an earlier call" in " ".join(capsys.readouterr().out.split())
     assert demo(out) == 0
     assert Counter(calls(out))["ovtrain.eval.probe"] == 1
+    assert demo(out, "probe=false", "stage2_set=[run.steps=7]") == 0  # of other runs
+    assert "skipped" in json.loads((out / "probe/result.json").read_text())
+    assert "Probe skipped: probe=false" in " ".join(capsys.readouterr().out.split())
+    assert demo(out, "stage2_set=[run.steps=7]") == 0
+    assert Counter(calls(out))["ovtrain.eval.probe"] == 2
+
+
+def test_a_typo_in_a_later_stages_overrides_is_found_before_the_first_stage(out, capsys):
+    for key in ("stage1_set", "stage2_set", "probe_set"):
+        assert demo(out, f"{key}=[no.such=1]") == 2
+        assert "unknown key" in capsys.readouterr().err
+    assert calls(out) == []
+
+
+def test_a_folder_holds_one_demo(out, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    assert demo(out) == 0
+    before = len(calls(out))
+    assert demo(out, "--videos", str(tmp_path / "mine")) == 2
+    assert "holds a demo of generated clips; choose another --out" in capsys.readouterr().err
+    assert len(calls(out)) == before
+
+
+def test_an_error_between_the_stages_still_leaves_a_report(out, capsys):
+    assert demo(out, "stage2_set=[run.global_batch=1]") == 2
+    assert "run.global_batch=1" in capsys.readouterr().err
+    assert (out / "report.html").is_file()
+
+
+def test_a_folder_that_another_process_works_in_is_refused(out, capsys):
+    code = "import sys, time; from pathlib import Path; from ovtrain.schema.lock import take\n"
+    code += "take(Path(sys.argv[1]), 'x'); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert demo(out) == 2
+        assert f"(process {other.pid} on " in capsys.readouterr().err
+        other.kill()
+    assert calls(out) == []
+
+
+def test_names_that_are_not_utf_8_are_refused(out, capsys):
+    for words in (["--videos", "w\udcff"], ["--out", "o\udcff"]):
+        assert cli.run(["demo", *words]) == 2
+        assert "is not UTF-8; rename it" in capsys.readouterr().err
+
+
+def test_the_demos_own_files_are_not_among_the_videos(tmp_path):
+    (tmp_path / "v/runs/o/logs").mkdir(parents=True)
+    (tmp_path / "v/a.mp4").write_text("x")
+    (tmp_path / "v/runs/o/logs/l.txt").write_text("x")
+    assert len(listing(tmp_path / "v", exclude=tmp_path / "v/runs/o").splitlines()) == 1
+    assert len(listing(tmp_path / "v/runs/o/logs", exclude=tmp_path / "v/runs/o").splitlines()) == 1
 
 
 def test_other_held_out_labels_are_probed_again(out):

@@ -1,0 +1,47 @@
+"""One writer per folder: a lock that goes with its process, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import platform
+from pathlib import Path
+
+from ovtrain.schema.errors import OvtrainError
+
+log = logging.getLogger(__name__)
+LOCK = "lock"
+
+
+class FolderTaken(OvtrainError):
+    """Another process writes in this folder."""
+
+
+def take(folder: Path, what: str) -> None:
+    """Hold ``folder`` for this process until it ends. Raises FolderTaken naming the holder.
+
+    ``what``: the key or option that names the folder. A process that asks again keeps the lock. On
+    a file system without locks the log says so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Never closed: the system lets go of the lock with the process. Opened without truncation,
+    # since the holder's name is what a second process shows.
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(handle, 200).decode(errors="replace").strip()
+        os.close(handle)
+        raise FolderTaken(
+            str(folder),
+            f"another process works here ({holder})",
+            fix=f"wait for it, stop it, or choose another {what}",
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+        log.warning("%s cannot be locked (%s): let no second run write there", folder, error)
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
