@@ -40,10 +40,19 @@ class CodecSignals:
     motion          (h4, w4, 2, 2) int16, quarter-pel (x, y) per reference list; 0 where unused.
     reference_delta (h4, w4, 2) int16, current - reference in pictures; 0 = list unused,
                     UNKNOWN_DELTA = used, reference unknown.
-    residual        (H, W) int16 signed luma prediction residual; 0 on intra frames of estimates.
-    block_bits      (h4, w4) float32 bits spent per 4 x 4 block, or None where unknown.
+    residual        (H, W) int16 signed luma prediction residual; 0 on intra frames of estimates;
+                    (0, 0) where it was not asked for.
     origin          the rung that made it.
     parse_ok        False where the bitstream of this frame is known to be damaged.
+
+    Of exact origins, and None elsewhere; the arrays also where they were not asked for:
+
+    poc             picture order count, within its coded video sequence.
+    mode            (h4, w4) uint8: 0 intra, 1 inter, 2 inter and skipped, 3 not decoded.
+    qp              (h4, w4) int8 luma quantization parameter.
+    cu_size         (h4, w4) uint8 side of the coding unit in luma samples.
+    ctb_bits        (CTBs down, CTBs across) uint32 bits spent per coding tree block of the coded
+                    picture; slice headers are not in it.
     """
 
     type: FrameType
@@ -52,9 +61,13 @@ class CodecSignals:
     motion: npt.NDArray[np.int16]
     reference_delta: npt.NDArray[np.int16]
     residual: npt.NDArray[np.int16]
-    block_bits: npt.NDArray[np.float32] | None
     origin: Origin
     parse_ok: bool = True
+    poc: int | None = None
+    mode: npt.NDArray[np.uint8] | None = None
+    qp: npt.NDArray[np.int8] | None = None
+    cu_size: npt.NDArray[np.uint8] | None = None
+    ctb_bits: npt.NDArray[np.uint32] | None = None
 
 
 class SignalSource(Protocol):

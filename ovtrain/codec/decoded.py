@@ -62,12 +62,7 @@ class LumaReader:
 
     def __init__(self, media: Media, *, vectors: bool = False) -> None:
         self.where = media_name(media)
-        self._container = _open(media, self.where)
-        try:
-            self._stream = _video_stream(self._container, self.where)
-        except MediaError:
-            self._container.close()
-            raise
+        self._container, self._stream = open_video(media, self.where)
         context = self._stream.codec_context
         context.thread_count = 1
         context.copy_opaque = True
@@ -103,7 +98,7 @@ class LumaReader:
                         yield frame, ok and not frame.is_corrupt
                         ok = True
         except av.error.FFmpegError as error:
-            found = f"cannot be read to its end ({_reason(error)})"
+            found = f"cannot be read to its end ({reason_of(error)})"
             raise MediaError(self.where, found, fix=FIX) from error
 
     def _frame(self, frame: VideoFrame, number: int, ok: bool) -> DecodedFrame:
@@ -130,7 +125,17 @@ class LumaReader:
         self._container.close()
 
 
-def _reason(error: OSError | av.error.FFmpegError) -> str:
+def open_video(media: Media, where: str) -> tuple[InputContainer, VideoStream]:
+    """A container and its best video track. Raises MediaError."""
+    container = _open(media, where)
+    try:
+        return container, _video_stream(container, where)
+    except MediaError:
+        container.close()
+        raise
+
+
+def reason_of(error: OSError | av.error.FFmpegError) -> str:
     """The message alone; str() of these puts an error number and the file name around it."""
     return str(error.strerror or error)
 
@@ -140,7 +145,7 @@ def _open(media: Media, where: str) -> InputContainer:
     try:
         return av.open(file, "r", metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(where, f"is not a readable video ({_reason(error)})", fix=FIX) from error
+        raise MediaError(where, f"is not a readable video ({reason_of(error)})", fix=FIX) from error
 
 
 def _video_stream(container: InputContainer, where: str) -> VideoStream:

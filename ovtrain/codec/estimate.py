@@ -76,7 +76,6 @@ def _estimate(frame: DecodedFrame, previous: Luma | None) -> CodecSignals:
         motion=motion,
         reference_delta=delta,
         residual=residual,
-        block_bits=None,
         origin=ORIGIN,
         parse_ok=frame.ok,
     )

@@ -71,7 +71,6 @@ def _signals(frame: DecodedFrame, past: Luma | None, future: Luma | None) -> Cod
         motion=motion,
         reference_delta=delta,
         residual=residual,
-        block_bits=None,
         origin=ORIGIN,
         parse_ok=frame.ok,
     )

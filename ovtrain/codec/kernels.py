@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ovtrain.schema.errors import CodecError
+
 try:
     from ovtrain.codec import _native  # pyright: ignore[reportAttributeAccessIssue]
 except ImportError:
@@ -26,6 +28,16 @@ except ImportError:
         "the native extension is absent; block matching and patch means run in numpy, "
         "many times slower. Install ovtrain with a C++17 compiler to have it"
     )
+
+
+def native() -> Any:
+    """The extension module. Raises CodecError where it is not built."""
+    if _native is None:
+        raise CodecError(
+            "ovtrain.codec._native", "is not built", fix="install ovtrain with a C++17 compiler"
+        )
+    return _native
+
 
 Luma = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]

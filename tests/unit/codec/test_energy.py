@@ -26,7 +26,7 @@ def make(seed=0, height=56, width=70, kind="P", ok=True, lists=1):
     delta[..., lists:] = 0
     motion[delta == 0] = 0
     residual = (rng.normal(size=(height, width)) * 8).astype(np.int16)
-    return CodecSignals(kind, 0.0, 0, motion, delta, residual, None, "pixel-estimate", ok)
+    return CodecSignals(kind, 0.0, 0, motion, delta, residual, "pixel-estimate", ok)
 
 
 def formula(signals, patch):
@@ -81,9 +81,7 @@ def test_signals_of_another_size_land_where_resize_and_crop_puts_them():
     residual = np.zeros((240, 320), np.int16)
     residual[:, 155:165] = 100
     blank = np.zeros((60, 80, 2, 2), np.int16)
-    signals = CodecSignals(
-        "P", 0.0, 0, blank, blank[..., 0], residual, None, "pixel-estimate", True
-    )
+    signals = CodecSignals("P", 0.0, 0, blank, blank[..., 0], residual, "pixel-estimate", True)
     (found,) = clip_energy([signals], PatchGrid(1, 8, 8), EnergyConfig(motion_weight=0.0))
     assert (found[:, 3:5] > 0).all()
     assert not found[:, :3].any()
@@ -99,7 +97,6 @@ def test_the_same_content_at_twice_the_size_has_the_same_energy():
         small.motion.repeat(2, 0).repeat(2, 1),
         small.reference_delta.repeat(2, 0).repeat(2, 1),
         small.residual.repeat(2, 0).repeat(2, 1),
-        None,
         "pixel-estimate",
     )
     grid = PatchGrid.from_pixels(1, 56, 56)
@@ -175,7 +172,7 @@ def test_lists_are_joined_in_one_sense_and_per_picture():
     motion[0, 1], delta[0, 1] = [(24, 0), (0, 0)], (3, 0)
     motion[0, 2], delta[0, 2] = [(0, 0), (8, 4)], (0, UNKNOWN_DELTA)
     blank = np.zeros((4, 16), np.int16)
-    signals = CodecSignals("B", 0.0, 0, motion, delta, blank, None, "h264-export")
+    signals = CodecSignals("B", 0.0, 0, motion, delta, blank, "h264-export")
 
     def x(lists, per_reference_distance):
         return join_lists(signals, lists, per_reference_distance)[0][0, :, 0].tolist()
