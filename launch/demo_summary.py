@@ -98,11 +98,11 @@ def _fixed(value: Any) -> str:
 
 
 def skipped_lines(out: Path) -> list[str]:
-    """Counts by reason, then the first names."""
+    """Counts by reason without its details in parentheses, then the first names."""
     rows = read_rows(out / SKIPPED)
     if not rows:
         return ["Skipped files: none."]
-    reasons = Counter(str(row.get("reason")) for row in rows)
+    reasons = Counter(str(row.get("reason")).split(" (")[0] for row in rows)
     lines = [f"Skipped files: {len(rows)}, all in {out / SKIPPED}"]
     lines += [f"  {count} x {reason}" for reason, count in reasons.most_common(SHOWN)]
     lines += [f"    {row.get('file')}: {row.get('reason')}" for row in rows[:SHOWN]]
