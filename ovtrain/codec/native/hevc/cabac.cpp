@@ -116,7 +116,7 @@ void ContextState::reset(int init_type, int slice_qp) {
         const int slope = (init >> 4) * 5 - 45, offset = ((init & 15) << 3) - 16;
         const int pre = std::clamp(((slope * qp) >> 4) + offset, 1, 126);
         const int mps = pre > 63;
-        models[i] = uint8_t((mps ? pre - 64 : 63 - pre) << 1 | mps);
+        models[i] = uint16_t((mps ? pre - 64 : 63 - pre) << 1 | mps);
     }
     rice.fill(0);
 }

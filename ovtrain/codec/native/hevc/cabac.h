@@ -52,7 +52,9 @@ enum Context : int {
 
 // Context variables, and the Rice statistics that live and are stored with them (9.3.2.4).
 struct ContextState {
-    std::array<uint8_t, CONTEXT_COUNT> models{};  // pStateIdx << 1 | valMps
+    // pStateIdx << 1 | valMps. Not bytes: writing a byte may change anything, as far as a compiler
+    // knows, and would keep the decoder's state out of registers.
+    std::array<uint16_t, CONTEXT_COUNT> models{};
     std::array<uint8_t, 4> rice{};                // StatCoeff
 
     // 9.3.2.2; init_type 0 (I), 1, 2
@@ -77,7 +79,7 @@ public:
 
     int bin(int context) {
         if (ahead_ < 8) fetch();
-        uint8_t& model = contexts.models[size_t(context)];
+        uint16_t& model = contexts.models[size_t(context)];
         const uint32_t lps = tables::RANGE_LPS[model >> 1][range_ >> 6 & 3];
         range_ -= lps;
         const uint64_t limit = uint64_t(range_) << ahead_;

@@ -55,13 +55,8 @@ void ResidualDecoder::decode(const TransformBlock& block, int16_t* out, ptrdiff_
     const int sub_log2 = block.log2_size - 2;
     const Position* sub_scan = scan_order(block.scan, sub_log2);
     const Position* scan = scan_order(block.scan, 2);
-    auto place_of = [](const Position* order, int x, int y) {
-        int i = 0;
-        while (order[i].x != x || order[i].y != y) ++i;
-        return i;
-    };
-    const int last_sub = place_of(sub_scan, last.x >> 2, last.y >> 2);
-    const int last_place = place_of(scan, last.x & 3, last.y & 3);
+    const int last_sub = scan_place(block.scan, sub_log2, last.x >> 2, last.y >> 2);
+    const int last_place = scan_place(block.scan, 2, last.x & 3, last.y & 3);
     uint8_t coded[9][9] = {};  // a border of zeros on the right and below
     for (int i = last_sub; i >= 0; --i) {
         SubBlock sub;

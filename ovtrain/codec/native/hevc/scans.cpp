@@ -8,6 +8,7 @@ namespace {
 
 struct Orders {
     std::array<std::array<std::array<Position, 64>, 4>, 3> table{};
+    std::array<std::array<std::array<uint8_t, 64>, 4>, 3> place{};  // by y << log2_size | x
 
     Orders() {
         for (int log2_size = 0; log2_size < 4; ++log2_size) {
@@ -19,8 +20,12 @@ struct Orders {
                 table[2][size_t(log2_size)][size_t(i)] = {line, place};
             }
         }
-        // Horizontal and vertical scans of 8x8 run through 4x4 sub-blocks (6.5.4, 7.3.8.11): the
-        // order of the sub-blocks themselves is that of a 2x2 block.
+        for (size_t scan = 0; scan < 3; ++scan)
+            for (size_t log2_size = 0; log2_size < 4; ++log2_size)
+                for (size_t i = 0; i < size_t(1) << 2 * log2_size; ++i) {
+                    const Position p = table[scan][log2_size][i];
+                    place[scan][log2_size][size_t(p.y << log2_size | p.x)] = uint8_t(i);
+                }
     }
 
     // 6.5.3: up-right
@@ -32,11 +37,16 @@ struct Orders {
     }
 };
 
+const Orders ORDERS;
+
 }  // namespace
 
 const Position* scan_order(Scan scan, int log2_size) {
-    static const Orders orders;
-    return orders.table[size_t(scan)][size_t(log2_size)].data();
+    return ORDERS.table[size_t(scan)][size_t(log2_size)].data();
+}
+
+int scan_place(Scan scan, int log2_size, int x, int y) {
+    return ORDERS.place[size_t(scan)][size_t(log2_size)][size_t(y << log2_size | x)];
 }
 
 }  // namespace ovtrain::hevc

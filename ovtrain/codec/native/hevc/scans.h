@@ -16,6 +16,9 @@ enum class Scan : uint8_t { diagonal = 0, horizontal = 1, vertical = 2 };
 // of palette blocks only.
 const Position* scan_order(Scan scan, int log2_size);
 
+// Where (x, y) stands in that order.
+int scan_place(Scan scan, int log2_size, int x, int y);
+
 inline const Position* diagonal_scan(int log2_size) {
     return scan_order(Scan::diagonal, log2_size);
 }
