@@ -42,8 +42,8 @@ struct ResidualDecoder::SubBlock {
     const Position* scan = nullptr;
     int start = 15;               // first scan place to parse
     int count = 0;                // significant coefficients
-    std::array<uint8_t, 16> place{};  // their scan places, descending
-    std::array<int, 16> level{};
+    std::array<uint16_t, 16> place;   // their scan places, descending
+    std::array<int, 16> level;
 };
 
 void ResidualDecoder::decode(const TransformBlock& block, int16_t* out, ptrdiff_t stride) {
@@ -73,7 +73,7 @@ void ResidualDecoder::decode(const TransformBlock& block, int16_t* out, ptrdiff_
         if (!sub.coded) continue;
         coded[sub.at.y][sub.at.x] = 1;
         if (i == last_sub) {
-            sub.place[size_t(sub.count++)] = uint8_t(last_place);
+            sub.place[size_t(sub.count++)] = uint16_t(last_place);
             sub.start = last_place - 1;
         }
         parse_significance(block, flags, sub);
@@ -151,7 +151,7 @@ void ResidualDecoder::parse_significance(const TransformBlock& block, const Flag
         const int context =
             flags.single_context ? single : base + offset + pattern[p.y * 4 + p.x];
         if (!cabac_.bin(context)) continue;
-        sub.place[size_t(sub.count++)] = uint8_t(n);
+        sub.place[size_t(sub.count++)] = uint16_t(n);
         infer_dc = false;
     }
     if (sub.start < 0) return;
