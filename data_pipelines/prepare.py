@@ -76,8 +76,8 @@ def prepare(
     timeout_s: float = TIMEOUT_S,
     exclude: Path | None = None,
 ) -> bool:
-    """Run the stage; False where ``out`` already holds the result of the same inputs. Nothing is
-    read from ``out``, nor from ``exclude`` (by default the same)."""
+    """Run the stage; False where ``out`` already holds the result of the same inputs. Files
+    below ``exclude`` (by default ``out``) are no input."""
     checked("prepare", config)
     check_encodable(config)
     began = time.perf_counter()

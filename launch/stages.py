@@ -21,7 +21,7 @@ from pathlib import Path
 
 from launch.display import Display
 from launch.processes import Outcome, run_process, worker_env
-from ovtrain.observability.history import read_object
+from ovtrain.observability.history import Row, read_object
 from ovtrain.schema.atomic import file_sha256, write_json
 from ovtrain.schema.errors import OvtrainError
 
@@ -71,16 +71,17 @@ class StageRunner:
 
     def is_current(self, stage: Stage) -> bool:
         """Whether the stage's outputs are those of its present command and inputs."""
-        before = read_object(self.out / "stages" / f"{stage.name}.json") or {}
-        same = before.get("fingerprint") == fingerprint(stage) and before.get("status") == "done"
-        return same and all(path.exists() for path in stage.outputs)
+        return _is_done(stage, fingerprint(stage), read_object(self._mark(stage)) or {})
+
+    def _mark(self, stage: Stage) -> Path:
+        return self.out / "stages" / f"{stage.name}.json"
 
     def run(self, stage: Stage) -> None:
         """Run or skip one stage. Raises StageFailed, OvtrainError."""
-        mark = self.out / "stages" / f"{stage.name}.json"
+        mark = self._mark(stage)
         stamp, before = fingerprint(stage), read_object(mark) or {}
         same = before.get("fingerprint") == stamp
-        if self.is_current(stage):
+        if _is_done(stage, stamp, before):
             self._record(Record(stage.name, "skipped", float(before["seconds"]), stage.note))
             return
         if stage.resumes is not None and before and not same and stage.resumes.exists():
@@ -123,6 +124,11 @@ class StageRunner:
         self.records.append(record)
         self.display.end(record.name, record.status, record.seconds)
         write_json(self.out / "stages.json", [asdict(entry) for entry in self.records])
+
+
+def _is_done(stage: Stage, stamp: str, before: Row) -> bool:
+    same = before.get("fingerprint") == stamp and before.get("status") == "done"
+    return same and all(path.exists() for path in stage.outputs)
 
 
 def _check_outputs(stage: Stage, outcome: Outcome) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import av
 import av.error
@@ -98,24 +98,15 @@ class LumaReader:
                         yield frame, ok and not frame.is_corrupt
                         ok = True
         except av.error.FFmpegError as error:
-            found = f"cannot be read to its end ({reason_of(error)})"
-            raise MediaError(self.where, found, fix=FIX) from error
+            raise cut_short(self.where, error) from error
 
     def _frame(self, frame: VideoFrame, number: int, ok: bool) -> DecodedFrame:
-        if (frame.height, frame.width) != (self.height, self.width):
-            raise CodecError(
-                self.where,
-                f"frame {number} is {frame.width}x{frame.height} in a video of "
-                f"{self.width}x{self.height}",
-                allowed="one picture size per file",
-                fix="transcode it, or cut it where the size changes",
-            )
-        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        check_size(self.where, number, frame, self)
         vectors = frame.side_data.get("MOTION_VECTORS")
         return DecodedFrame(
             luma=luma(frame, self.where),
             type=_frame_type(frame),
-            pts=float(number / rate) if frame.time is None else float(frame.time),
+            pts=shown_at(self._stream, number, frame.time),
             packet_bytes=frame.opaque if isinstance(frame.opaque, int) else 0,
             vectors=None if vectors is None else vectors.to_ndarray(),
             ok=ok,
@@ -123,6 +114,40 @@ class LumaReader:
 
     def close(self) -> None:
         self._container.close()
+
+
+class Sized(Protocol):
+    """Anything with a picture size."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+def check_size(where: str, number: int, frame: Sized, video: Sized) -> None:
+    """A file has one picture size. Raises CodecError."""
+    if (frame.height, frame.width) != (video.height, video.width):
+        raise CodecError(
+            where,
+            f"frame {number} is {frame.width}x{frame.height} in a video of "
+            f"{video.width}x{video.height}",
+            allowed="one picture size per file",
+            fix="transcode it, or cut it where the size changes",
+        )
+
+
+def shown_at(stream: VideoStream, number: int, time: float | None) -> float:
+    """Seconds of a frame: its own time, or where there is none what the frame rate makes of its
+    number."""
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    return float(number / rate) if time is None else float(time)
+
+
+def cut_short(where: str, error: av.error.FFmpegError) -> MediaError:
+    """What to raise where a container breaks off."""
+    return MediaError(where, f"cannot be read to its end ({reason_of(error)})", fix=FIX)
 
 
 def open_video(media: Media, where: str) -> tuple[InputContainer, VideoStream]:

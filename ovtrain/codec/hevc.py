@@ -11,8 +11,7 @@ container's edit list hides gives no signals.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any
 
 import av.error
@@ -21,7 +20,15 @@ import numpy.typing as npt
 from av.packet import Packet
 
 from ovtrain.codec.bitstream import CodecSignals, Origin
-from ovtrain.codec.decoded import FIX, Media, media_name, open_video, reason_of
+from ovtrain.codec.decoded import (
+    FIX,
+    Media,
+    check_size,
+    cut_short,
+    media_name,
+    open_video,
+    shown_at,
+)
 from ovtrain.codec.kernels import native
 from ovtrain.schema.errors import CodecError, MediaError
 
@@ -45,13 +52,13 @@ def new_array(_field: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[An
     return np.empty(shape, dtype)
 
 
-@dataclass
-class _Shown:
-    """Packets by number: bytes, time, and whether the container shows what they hold."""
+@dataclass(frozen=True)
+class _Coded:
+    """A packet: bytes, seconds, and whether the container hides what it holds."""
 
-    sizes: dict[int, int] = field(default_factory=dict[int, int])
-    times: dict[int, float | None] = field(default_factory=dict[int, "float | None"])
-    hidden: set[int] = field(default_factory=set[int])
+    size: int
+    time: float | None
+    hidden: bool
 
 
 class HevcSignals:
@@ -86,20 +93,28 @@ class HevcSignals:
     def _frames(self) -> Iterator[CodecSignals]:
         configuration = self._stream.codec_context.extradata or b""
         decoder = native().HevcDecoder(configuration, self._want.residual, False)
-        shown, found = _Shown(), 0
-        for number, packet in enumerate(self._packets()):
-            self._note(shown, number, packet)
-            decoder.push(bytes(packet), number)
-            for frame in _ready(decoder, shown):
-                yield self._signals(frame, shown, found)
-                found += 1
-        decoder.flush()
-        for frame in _ready(decoder, shown):
-            yield self._signals(frame, shown, found)
+        coded: dict[int, _Coded] = {}
+        found = 0
+        for frame in self._pictures(decoder, coded):
+            # A packet should hold one picture; a second one has no time of its own.
+            packet = coded.pop(frame.tag, _Coded(0, None, False))
+            if packet.hidden:
+                continue
+            yield self._signals(frame, packet, found)
             found += 1
         self.lost_units = decoder.lost_units
         if not found:
             raise MediaError(self.where, f"no frame decodes ({decoder.last_fault})", fix=FIX)
+
+    def _pictures(self, decoder: Any, coded: dict[int, _Coded]) -> Iterator[Any]:
+        """Every picture in output order; notes each packet under its number."""
+        for number, packet in enumerate(self._packets()):
+            time = None if packet.pts is None else float(packet.pts * packet.time_base)
+            coded[number] = _Coded(packet.size, time, packet.is_discard)
+            decoder.push(bytes(packet), number)
+            yield from iter(decoder.pop, None)
+        decoder.flush()
+        yield from iter(decoder.pop, None)
 
     def _packets(self) -> Iterator[Packet[Any]]:
         try:
@@ -107,25 +122,10 @@ class HevcSignals:
                 if packet.size:
                     yield packet
         except av.error.FFmpegError as error:
-            found = f"cannot be read to its end ({reason_of(error)})"
-            raise MediaError(self.where, found, fix=FIX) from error
+            raise cut_short(self.where, error) from error
 
-    def _note(self, shown: _Shown, number: int, packet: Packet[Any]) -> None:
-        shown.sizes[number] = packet.size
-        base = packet.time_base
-        shown.times[number] = None if packet.pts is None else float(packet.pts * base)
-        if packet.is_discard:
-            shown.hidden.add(number)
-
-    def _signals(self, frame: Any, shown: _Shown, number: int) -> CodecSignals:
-        if (frame.height, frame.width) != (self.height, self.width):
-            raise CodecError(
-                self.where,
-                f"frame {number} is {frame.width}x{frame.height} in a video of "
-                f"{self.width}x{self.height}",
-                allowed="one picture size per file",
-                fix="transcode it, or cut it where the size changes",
-            )
+    def _signals(self, frame: Any, packet: _Coded, number: int) -> CodecSignals:
+        check_size(self.where, number, frame, self)
         cells = (-(-self.height // 4), -(-self.width // 4))
         motion = self._array("motion", (*cells, 2, 2), np.int16)
         delta = self._array("reference_delta", (*cells, 2), np.int16)
@@ -135,12 +135,10 @@ class HevcSignals:
         if self._want.residual:
             residual = self._array("residual", (self.height, self.width), np.int16)
             frame.residual(residual)
-        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        time = shown.times.pop(frame.tag)
         return CodecSignals(
             type=frame.type,
-            pts=float(number / rate) if time is None else time,
-            packet_bytes=shown.sizes.pop(frame.tag),
+            pts=shown_at(self._stream, number, packet.time),
+            packet_bytes=packet.size,
             motion=motion,
             reference_delta=delta,
             residual=residual,
@@ -184,12 +182,3 @@ class HevcSignals:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _ready(decoder: Any, shown: _Shown) -> Iterator[Any]:
-    """Pictures in output order, without those that the container hides."""
-    while (frame := decoder.pop()) is not None:
-        if frame.tag in shown.hidden:
-            del shown.times[frame.tag], shown.sizes[frame.tag]
-        else:
-            yield frame

@@ -56,7 +56,7 @@ def exit_status(work: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        line = f"{error.filename}: {error.strerror}"
+        line = f"{error.filename}: {error.strerror}; check this path and who may write there"
     print(f"error: {line}", file=sys.stderr, flush=True)
     return 2
 

@@ -27,7 +27,6 @@ INVERSE = [-4096, -1638, -910, -630, -482, -390, -315, -256, -315, -390, -482, -
 INVERSE += [-4096]
 """Of modes 11 to 25."""
 SMOOTHED_FROM = {4: 99, 8: 7, 16: 1, 32: 0}
-PAD = 80
 
 
 @dataclass
@@ -111,7 +110,7 @@ def inter_mismatches(frame, picture, by_poc) -> tuple[np.ndarray, np.ndarray]:
         :, 2, None, None
     ] * scale
     sides = weights[:, :, 1, None, None] * predicted.transpose(1, 0, 2, 3)
-    offsets = (weights[:, :, 2].sum(1) * scale + 0)[:, None, None]
+    offsets = (weights[:, :, 2].sum(1) * scale)[:, None, None]
     two = (sides.sum(1) + ((offsets + 1) << log2)) >> (log2 + 1)
     explicit = np.where(both[:, None, None], two, one)
     found = np.where(weights[:, 0, 0, None, None] < 0, plain, explicit)

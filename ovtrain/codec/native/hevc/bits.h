@@ -64,7 +64,6 @@ public:
 
     void align() { position_ = (position_ + 7) & ~size_t(7); }
     size_t position() const { return position_; }
-    size_t left() const { return bits_ - position_; }
 
     // more_rbsp_data(): whether anything stands before the trailing bits (7.2)
     bool more_rbsp_data() const {

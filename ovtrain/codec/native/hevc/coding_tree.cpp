@@ -199,7 +199,7 @@ void SliceDecoder::coding_unit(int x, int y, int log2_size, int depth) {
                                 : slice_.sps.max_transform_depth_intra + cu.intra_split;
         cu.inter_split = cu.inter && slice_.sps.max_transform_depth_inter == 0 &&
                          cu.mode != PartMode::whole;
-        transform_tree(cu, {x, y, x, y, log2_size, 0, 0, 1, 1});
+        transform_tree(cu, {x, y, log2_size, 0, 0, 1, 1});
     }
     finish_unit(cu, cu.inter ? Mode::inter : Mode::intra, depth);
 }
@@ -458,8 +458,8 @@ void SliceDecoder::transform_tree(const CodingUnit& cu, const TransformNode& nod
     require(log2 > sps.log2_min_tb, "a transform block below the smallest one");
     const int half = 1 << (log2 - 1);
     for (int i = 0; i < 4; ++i)
-        transform_tree(cu, {node.x + (i & 1) * half, node.y + (i >> 1) * half, node.x, node.y,
-                            log2 - 1, node.depth + 1, i, cb, cr});
+        transform_tree(cu, {node.x + (i & 1) * half, node.y + (i >> 1) * half, log2 - 1,
+                            node.depth + 1, i, cb, cr});
 }
 
 uint8_t SliceDecoder::chroma_cbf(const TransformNode& node, uint8_t parent, bool split) {

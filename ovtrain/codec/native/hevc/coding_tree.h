@@ -37,7 +37,7 @@ private:
         bool chroma_derived[4] = {false, false, false, false};  // intra_chroma_pred_mode 4
     };
     struct TransformNode {
-        int x, y, x_base, y_base, log2_size, depth, index;
+        int x, y, log2_size, depth, index;
         uint8_t parent_cb, parent_cr;  // cbf_cb, cbf_cr; bit 1: of the second block of 4:2:2
     };
 

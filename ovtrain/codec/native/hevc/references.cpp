@@ -130,8 +130,6 @@ int PictureBuffer::waiting() const {
     }));
 }
 
-void PictureBuffer::clear() { pictures_.clear(); }
-
 ReferenceLists build_lists(const SliceHeader& header, const ReferenceSets& sets) {
     ReferenceLists lists;
     for (int list = 0; list < header.lists(); ++list) {

@@ -48,8 +48,6 @@ public:
     PicturePtr next_output() const;
     int waiting() const;
 
-    void clear();
-
 private:
     PicturePtr find(int poc, int mask, bool any_marking) const;
     PicturePtr absent(const Picture& current, int poc, Marking marking);

@@ -175,7 +175,8 @@ int SliceHeader::used_references() const {
 ParsedHeader parse_slice_header(BitReader& bits, const NalHeader& nal, const FindSets& find,
                                 const SliceHeader* previous) {
     const bool first = bits.flag();
-    const bool no_output_of_prior = nal.is_irap() && bits.flag();
+    // Pictures that wait are output all the same: every coded frame has signals.
+    if (nal.is_irap()) bits.skip(1);  // no_output_of_prior_pics_flag
     const auto sets = find(int(bits.ue(63)));
     bool dependent = false;
     int address = 0;
@@ -193,7 +194,6 @@ ParsedHeader parse_slice_header(BitReader& bits, const NalHeader& nal, const Fin
     }
     header.nal = nal;
     header.first_in_picture = first;
-    header.no_output_of_prior = no_output_of_prior;
     header.dependent = dependent;
     header.segment_address = address;
     if (!dependent) parse_independent(bits, *sets, header);

@@ -26,7 +26,6 @@ enum NalType : int {
     VPS = 32,
     SPS = 33,
     PPS = 34,
-    ACCESS_UNIT_DELIMITER = 35,
     END_OF_SEQUENCE = 36,
     END_OF_BITSTREAM = 37,
 };
@@ -68,7 +67,6 @@ struct WeightTable {
 struct SliceHeader {
     NalHeader nal;
     bool first_in_picture = false;
-    bool no_output_of_prior = false;
     bool dependent = false;
     int segment_address = 0;  // slice_segment_address, a CTB in raster scan
     int slice_address = 0;    // SliceAddrRs: that of the independent segment it belongs to
