@@ -1,7 +1,6 @@
 #include "cabac.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace ovtrain::hevc {
 
@@ -119,37 +118,6 @@ void ContextState::reset(int init_type, int slice_qp) {
         models[i] = uint16_t((mps ? pre - 64 : 63 - pre) << 1 | mps);
     }
     rice.fill(0);
-}
-
-void Cabac::start(const uint8_t* data, size_t bytes) {
-    data_ = data;
-    bytes_ = bytes;
-    restart(0);
-}
-
-void Cabac::restart(size_t byte) {
-    fetched_ = byte;
-    value_ = 0;
-    range_ = 510;
-    ahead_ = -9;
-    fetch();
-}
-
-void Cabac::fetch() {
-    // 17 bits at most are held, so that 40 more fit.
-    if (fetched_ + 8 <= bytes_) {
-        uint64_t word = 0;
-        std::memcpy(&word, data_ + fetched_, 8);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-        word = __builtin_bswap64(word);
-#endif
-        value_ = value_ << 40 | word >> 24;
-    } else {
-        for (size_t i = fetched_; i < fetched_ + 5; ++i)
-            value_ = value_ << 8 | (i < bytes_ ? data_[i] : 0);
-    }
-    fetched_ += 5;
-    ahead_ += 40;
 }
 
 }  // namespace ovtrain::hevc

@@ -8,6 +8,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "bits.h"
 
 namespace ovtrain::hevc {
 
@@ -67,85 +70,151 @@ extern const uint8_t RANGE_LPS[64][4];  // table 9-46
 extern const std::array<std::array<uint8_t, 2>, 128> NEXT_STATE;
 }  // namespace tables
 
-class Cabac {
-public:
-    ContextState contexts;
+// The arithmetic decoder's registers. Loops that read many bins work on a copy: it has no address
+// that anything else could know, and stays in the machine's registers.
+struct Engine {
+    const uint8_t* data = nullptr;  // PADDING zeros follow the last byte
+    size_t bytes = 0;
+    size_t fetched = 0;  // bytes, those behind the end included (they read as zero)
+    uint64_t value = 0;
+    uint32_t range = 510;
+    int ahead = 0;
 
-    // 9.3.2.5; the contexts stay as they are. The data must stay where they are.
-    void start(const uint8_t* data, size_t bytes);
+    static constexpr size_t PADDING = 8;
 
-    // Start again at a byte of the same data; the contexts stay.
-    void restart(size_t byte);
+    void fetch() {
+        // 24 bits at most are held, so that 40 more fit.
+        uint64_t word = 0;
+        std::memcpy(&word, data + (fetched < bytes ? fetched : bytes), 8);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        word = __builtin_bswap64(word);
+#endif
+        value = value << 40 | word >> 24;
+        fetched += 5;
+        ahead += 40;
+    }
 
-    int bin(int context) {
-        if (ahead_ < 8) fetch();
-        uint16_t& model = contexts.models[size_t(context)];
-        const uint32_t lps = tables::RANGE_LPS[model >> 1][range_ >> 6 & 3];
-        range_ -= lps;
-        const uint64_t limit = uint64_t(range_) << ahead_;
-        int value = model & 1;
-        if (value_ < limit) {
+    // 9.3.4.3.2
+    int bin(uint16_t& model) {
+        if (ahead < 8) fetch();
+        const uint32_t lps = tables::RANGE_LPS[model >> 1][range >> 6 & 3];
+        range -= lps;
+        const uint64_t limit = uint64_t(range) << ahead;
+        int bin = model & 1;
+        if (value < limit) {
             model = tables::NEXT_STATE[size_t(model)][1];
-            const int shift = range_ < 256;
-            range_ <<= shift;
-            ahead_ -= shift;
+            const int shift = range < 256;
+            range <<= shift;
+            ahead -= shift;
         } else {
-            value ^= 1;
-            value_ -= limit;
+            bin ^= 1;
+            value -= limit;
             model = tables::NEXT_STATE[size_t(model)][0];
             const int shift = __builtin_clz(lps) - 23;
-            range_ = lps << shift;
-            ahead_ -= shift;
+            range = lps << shift;
+            ahead -= shift;
         }
-        return value;
+        return bin;
     }
 
+    // The same without a branch: where the bin decides over no branch behind it either, a bin that
+    // cannot be predicted costs no more than another.
+    int even_bin(uint16_t& model) {
+        if (ahead < 8) fetch();
+        const uint32_t lps = tables::RANGE_LPS[model >> 1][range >> 6 & 3];
+        const uint32_t mps = range - lps;
+        const uint64_t limit = uint64_t(mps) << ahead;
+        const uint64_t less = uint64_t(0) - uint64_t(value >= limit);
+        value -= limit & less;
+        range = mps ^ ((mps ^ lps) & uint32_t(less));
+        const int bin = (model ^ int(less)) & 1;
+        model = tables::NEXT_STATE[size_t(model)][1 + size_t(less)];
+        const int shift = __builtin_clz(range) - 23;
+        range <<= shift;
+        ahead -= shift;
+        return bin;
+    }
+
+    // 9.3.4.3.4
     int bypass() {
-        if (ahead_ < 8) fetch();
-        const uint64_t limit = uint64_t(range_) << --ahead_;
-        const int value = value_ >= limit;
-        value_ -= value ? limit : 0;
-        return value;
+        if (ahead < 8) fetch();
+        const uint64_t limit = uint64_t(range) << --ahead;
+        const uint64_t one = uint64_t(0) - uint64_t(value >= limit);
+        value -= limit & one;
+        return int(one & 1);
     }
 
-    // ``count`` bypass bins, the first one highest; count <= 32
+    // ``count`` bypass bins, the first one highest; count <= 16. Halving the range n times asks
+    // for the n bits of a quotient.
     uint32_t bypass(int count) {
-        uint32_t bins = 0;
-        while (count-- > 0) bins = bins << 1 | uint32_t(bypass());
+        const uint32_t bins = peek() >> (16 - count);
+        take(bins, count);
         return bins;
+    }
+
+    // The next 16 bypass bins; then take as many of them as were meant.
+    uint32_t peek() {
+        if (ahead < 16) fetch();
+        return uint32_t(value >> (ahead - 16)) / range;
+    }
+    void take(uint32_t bins, int count) {
+        ahead -= count;
+        value -= uint64_t(bins) * range << ahead;
     }
 
     // 9.3.4.3.5; a 1 ends a substream or precedes PCM samples, and the last bit read is then the
     // stop bit before the alignment
     bool terminate() {
-        if (ahead_ < 8) fetch();
-        range_ -= 2;
-        const uint64_t limit = uint64_t(range_) << ahead_;
-        if (value_ >= limit) return true;
-        const int shift = range_ < 256;
-        range_ <<= shift;
-        ahead_ -= shift;
+        if (ahead < 8) fetch();
+        range -= 2;
+        const uint64_t limit = uint64_t(range) << ahead;
+        if (value >= limit) return true;
+        const int shift = range < 256;
+        range <<= shift;
+        ahead -= shift;
         return false;
     }
 
+    // Start at a byte of the data (9.3.2.5).
+    void restart(size_t byte) {
+        fetched = byte;
+        value = 0;
+        range = 510;
+        ahead = -9;
+        fetch();
+        require(value >> ahead < range, "an arithmetic code starts out of range");
+    }
+};
+
+class Cabac {
+public:
+    ContextState contexts;
+    Engine engine;
+
+    // Start at the first byte; the contexts stay as they are. ``data`` must stay where they are,
+    // with Engine::PADDING zeros behind them.
+    void start(const uint8_t* data, size_t bytes) {
+        engine.data = data;
+        engine.bytes = bytes;
+        engine.restart(0);
+    }
+
+    // Start again at a byte of the same data.
+    void restart(size_t byte) { engine.restart(byte); }
+
+    int bin(int context) { return engine.bin(contexts.models[size_t(context)]); }
+    int bypass() { return engine.bypass(); }
+    uint32_t bypass(int count) { return engine.bypass(count); }
+    bool terminate() { return engine.terminate(); }
+
     // Place in the data: behind the 9 bits of ivlOffset and all shifts.
-    size_t bits_read() const { return fetched_ * 8 - size_t(ahead_); }
+    size_t bits_read() const { return engine.fetched * 8 - size_t(engine.ahead); }
 
     // Whether more bits were taken than there are: the data are damaged.
-    bool overrun() const { return bits_read() > bytes_ * 8 + 16; }
+    bool overrun() const { return bits_read() > bytes() * 8 + 16; }
 
-    const uint8_t* data() const { return data_; }
-    size_t bytes() const { return bytes_; }
-
-private:
-    void fetch();
-
-    const uint8_t* data_ = nullptr;
-    size_t bytes_ = 0;
-    size_t fetched_ = 0;  // bytes, those behind the end included (they read as zero)
-    uint64_t value_ = 0;
-    uint32_t range_ = 510;
-    int ahead_ = 0;
+    const uint8_t* data() const { return engine.data; }
+    size_t bytes() const { return engine.bytes; }
 };
 
 }  // namespace ovtrain::hevc

@@ -44,8 +44,8 @@ void Decoder::decode_nal(Span nal, int64_t tag) {
         if (header.type == END_OF_SEQUENCE || header.type == END_OF_BITSTREAM)
             starts_sequence_ = true;
         if (header.type != SPS && header.type != PPS) return;
-        extract_payload(nal, payload_);
-        const BitReader bits(payload_.data(), payload_.size());
+        const Span payload = extract_payload(nal, payload_);
+        const BitReader bits(payload.data, payload.bytes);
         header.type == SPS ? store_sps(bits) : store_pps(bits);
     } catch (const Damaged& error) {
         fault(error.what());
@@ -79,8 +79,8 @@ std::shared_ptr<const ActiveSets> Decoder::find_sets(int pps_id) {
 void Decoder::decode_slice(Span nal, const NalHeader& nal_header, int64_t tag) {
     require(nal.bytes > 3, "a slice without data");
     if (nal.data[2] & 0x80) finish_picture();  // first_slice_segment_in_pic_flag
-    extract_payload(nal, payload_);
-    BitReader bits(payload_.data(), payload_.size());
+    const Span payload = extract_payload(nal, payload_);
+    BitReader bits(payload.data, payload.bytes);
     const ParsedHeader parsed = parse_slice_header(
         bits, nal_header, [this](int id) { return find_sets(id); },
         has_previous_header_ ? &previous_header_ : nullptr);
@@ -92,7 +92,7 @@ void Decoder::decode_slice(Span nal, const NalHeader& nal_header, int64_t tag) {
         require(parsed.sets->sps == current_->sets->sps, "the size changes inside a picture");
         current_->coded_bytes += nal.bytes;
     }
-    decode_segment(parsed);
+    decode_segment(parsed, payload);
 }
 
 // 8.1.3, 8.3.1, 8.3.2; false where the picture is not decoded (RASL behind a random access)
@@ -126,7 +126,7 @@ bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t byte
     return true;
 }
 
-void Decoder::decode_segment(const ParsedHeader& parsed) {
+void Decoder::decode_segment(const ParsedHeader& parsed, Span payload) {
     const SliceHeader& header = parsed.header;
     if (!header.dependent) {
         current_->slices.emplace_back();
@@ -150,7 +150,7 @@ void Decoder::decode_segment(const ParsedHeader& parsed) {
     has_previous_header_ = true;
     const SliceContext context(*parsed.sets, *current_, previous_header_, lists_);
     SliceDecoder decoder(context, wanted_, carry_);
-    decoder.decode(payload_.data() + header.data_offset, payload_.size() - header.data_offset);
+    decoder.decode(payload.data + header.data_offset, payload.bytes - header.data_offset);
 }
 
 void Decoder::finish_picture() {

@@ -38,7 +38,7 @@ private:
     std::shared_ptr<const ActiveSets> find_sets(int pps_id);
     void decode_slice(Span nal, const NalHeader& header, int64_t tag);
     bool start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes);
-    void decode_segment(const ParsedHeader& parsed);
+    void decode_segment(const ParsedHeader& parsed, Span payload);
     void finish_picture();
     void release(int most_waiting);
     void fault(const char* what);
@@ -56,7 +56,7 @@ private:
     SliceHeader previous_header_;
     bool has_previous_header_ = false;
     SegmentCarry carry_;
-    std::vector<uint8_t> payload_;
+    std::vector<uint8_t> payload_;  // of the last unit
     uint64_t sequence_ = 0;
     int previous_poc_ = 0;          // of the last picture that others count from (8.3.1)
     bool starts_sequence_ = true;   // the next picture is the first, or follows an end of sequence

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "cabac.h"
+
 namespace ovtrain::hevc {
 
 namespace {
@@ -66,9 +68,9 @@ NalHeader parse_nal_header(Span nal) {
     return header;
 }
 
-void extract_payload(Span nal, std::vector<uint8_t>& payload) {
-    payload.clear();
-    payload.reserve(nal.bytes);
+Span extract_payload(Span nal, std::vector<uint8_t>& buffer) {
+    buffer.clear();
+    buffer.reserve(nal.bytes + Engine::PADDING);
     const uint8_t* data = nal.data + 2;
     const size_t bytes = nal.bytes - 2;
     size_t copied = 0;
@@ -77,15 +79,18 @@ void extract_payload(Span nal, std::vector<uint8_t>& payload) {
         if (!hit) break;
         i = size_t(hit - data);
         if (data[i - 1] == 0 && data[i - 2] == 0) {
-            payload.insert(payload.end(), data + copied, data + i);
+            buffer.insert(buffer.end(), data + copied, data + i);
             copied = i + 1;
             i += 3;  // the two zeros of the next one must be new
         } else {
             ++i;
         }
     }
-    payload.insert(payload.end(), data + copied, data + bytes);
-    while (!payload.empty() && payload.back() == 0) payload.pop_back();
+    buffer.insert(buffer.end(), data + copied, data + bytes);
+    while (!buffer.empty() && buffer.back() == 0) buffer.pop_back();
+    const size_t size = buffer.size();
+    buffer.insert(buffer.end(), Engine::PADDING, 0);
+    return {buffer.data(), size};
 }
 
 Configuration parse_configuration(Span record) {

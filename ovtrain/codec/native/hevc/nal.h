@@ -22,8 +22,8 @@ std::vector<Span> split_nals(Span packet, int length_bytes);
 NalHeader parse_nal_header(Span nal);
 
 // The payload behind the two header bytes, without emulation prevention bytes (7.3.1.1) and
-// trailing zero words
-void extract_payload(Span nal, std::vector<uint8_t>& payload);
+// trailing zero words. It lies in ``buffer``, with zeros behind it (Engine::PADDING).
+Span extract_payload(Span nal, std::vector<uint8_t>& buffer);
 
 // Parameter sets of an hvcC record and the size of the lengths that its samples use. Empty units
 // and length_bytes 0 where it is none (annex B).

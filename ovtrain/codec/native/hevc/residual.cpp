@@ -20,6 +20,25 @@ constexpr uint8_t PATTERN_CONTEXT[4][16] = {
     {2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0},
     {2, 1, 0, 0, 2, 1, 0, 0, 2, 1, 0, 0, 2, 1, 0, 0},
     {2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}};
+constexpr int SMALL_BLOCK = 4, SINGLE_CONTEXT = 5;  // patterns behind those four
+
+// The same along each scan: [scan][pattern][scan place]
+struct SignificanceContexts {
+    uint8_t at[3][6][16];
+
+    SignificanceContexts() : at{} {
+        for (int scan = 0; scan < 3; ++scan)
+            for (int place = 0; place < 16; ++place) {
+                const Position p = scan_order(Scan(scan), 2)[place];
+                for (int pattern = 0; pattern < 4; ++pattern)
+                    at[scan][pattern][place] = PATTERN_CONTEXT[pattern][p.y * 4 + p.x];
+                at[scan][SMALL_BLOCK][place] = SMALL_BLOCK_CONTEXT[p.y * 4 + p.x];
+            }
+    }
+};
+
+// greater1Ctx after a flag, by the one before it (9.3.4.2.6); 0 as soon as one flag was set
+constexpr uint8_t NEXT_GREATER1[4][2] = {{0, 0}, {2, 0}, {3, 0}, {3, 0}};
 
 }  // namespace
 
@@ -43,7 +62,7 @@ struct ResidualDecoder::SubBlock {
     int start = 15;               // first scan place to parse
     int count = 0;                // significant coefficients
     std::array<uint16_t, 16> place;   // their scan places, descending
-    std::array<int, 16> level;
+    std::array<int, 16> level;        // theirs; set only where the residual is wanted
 };
 
 void ResidualDecoder::decode(const TransformBlock& block, int16_t* out, ptrdiff_t stride) {
@@ -129,80 +148,84 @@ Position ResidualDecoder::parse_last(const TransformBlock& block) {
     return block.scan == Scan::vertical ? Position{y, x} : Position{x, y};
 }
 
-// sig_coeff_flag (9.3.4.2.5)
-void ResidualDecoder::parse_significance(const TransformBlock& block, const Flags& flags,
-                                         SubBlock& sub) {
+// First context and pattern of sig_coeff_flag in a sub-block (9.3.4.2.5)
+ResidualDecoder::Significance ResidualDecoder::significance(const TransformBlock& block,
+                                                            const Flags& flags,
+                                                            const SubBlock& sub) const {
     const bool luma = block.component == 0;
     const int base = SIGNIFICANT + (luma ? 0 : 27);
+    if (flags.single_context) {
+        const int single = SIGNIFICANT + (luma ? 42 : 43);
+        return {single, single, SINGLE_CONTEXT};
+    }
+    if (block.log2_size == 2) return {base, base, SMALL_BLOCK};
     const bool first = sub.at.x == 0 && sub.at.y == 0;
-    const uint8_t* pattern = PATTERN_CONTEXT[sub.neighbours];
     int offset = 0;
-    if (block.log2_size == 2) {
-        pattern = SMALL_BLOCK_CONTEXT;
-    } else {
-        if (luma) offset = (first ? 0 : 3) + (block.log2_size == 3 ? 0 : 21);
-        if (luma && block.log2_size == 3) offset += block.scan == Scan::diagonal ? 9 : 15;
-        if (!luma) offset = block.log2_size == 3 ? 9 : 12;
-    }
-    const int single = SIGNIFICANT + (luma ? 42 : 43);
-    bool infer_dc = sub.infer_dc;
-    for (int n = sub.start; n > 0; --n) {
-        const Position p = sub.scan[n];
-        const int context =
-            flags.single_context ? single : base + offset + pattern[p.y * 4 + p.x];
-        if (!cabac_.bin(context)) continue;
-        sub.place[size_t(sub.count++)] = uint16_t(n);
-        infer_dc = false;
-    }
+    if (luma) offset = (first ? 0 : 3) + (block.log2_size == 3 ? 0 : 21);
+    if (luma && block.log2_size == 3) offset += block.scan == Scan::diagonal ? 9 : 15;
+    if (!luma) offset = block.log2_size == 3 ? 9 : 12;
+    const int dc = first ? base : base + offset + PATTERN_CONTEXT[sub.neighbours][0];
+    return {base + offset, dc, sub.neighbours};
+}
+
+// sig_coeff_flag. Half of these bins are as likely one as zero, so nothing branches on them.
+void ResidualDecoder::parse_significance(const TransformBlock& block, const Flags& flags,
+                                         SubBlock& sub) {
+    static const SignificanceContexts CONTEXTS;
     if (sub.start < 0) return;
-    const int dc = flags.single_context ? single
-                   : first              ? base
-                                        : base + offset + pattern[0];
-    if (infer_dc || cabac_.bin(dc)) sub.place[size_t(sub.count++)] = 0;
+    const Significance where = significance(block, flags, sub);
+    const uint8_t* pattern = CONTEXTS.at[size_t(block.scan)][where.pattern];
+    uint16_t* models = cabac_.contexts.models.data();
+    Engine engine = cabac_.engine;
+    int count = sub.count;
+    for (int n = sub.start; n > 0; --n) {
+        sub.place[size_t(count)] = uint16_t(n);
+        count += engine.even_bin(models[where.first + pattern[n]]);
+    }
+    if ((sub.infer_dc && count == 0) || engine.bin(models[where.dc])) sub.place[size_t(count++)] = 0;
+    sub.count = count;
+    cabac_.engine = engine;
 }
 
 // coeff_abs_level_greater1_flag to coeff_abs_level_remaining, with their signs
 void ResidualDecoder::parse_levels(const TransformBlock& block, const Flags& flags, SubBlock& sub) {
-    int set = sub.index == 0 || block.component ? 0 : 2;
-    if (greater1_context_ == 0) ++set;  // of the sub-block before, 9.3.4.2.6
+    uint16_t* models = cabac_.contexts.models.data();
+    Engine engine = cabac_.engine;
     const int chroma = block.component ? 1 : 0;
-    const int greater1 = GREATER1 + 16 * chroma + 4 * set;
-    greater1_context_ = 1;
+    int set = sub.index == 0 || chroma ? 0 : 2;
+    if (greater1_context_ == 0) ++set;  // of the sub-block before, 9.3.4.2.6
+    uint16_t* greater1 = models + GREATER1 + 16 * chroma + 4 * set;
     const int flagged = std::min(sub.count, 8);
-    int first_greater = -1;
+    uint32_t greater = 0;  // bit i: of coefficient i
+    int context = 1;
     for (int i = 0; i < flagged; ++i) {
-        const int flag = cabac_.bin(greater1 + greater1_context_);
-        sub.level[size_t(i)] = 1 + flag;
-        if (flag) {
-            greater1_context_ = 0;
-            if (first_greater < 0) first_greater = i;
-        } else if (greater1_context_ > 0 && greater1_context_ < 3) {
-            ++greater1_context_;
-        }
+        const int flag = engine.bin(greater1[context]);
+        greater |= uint32_t(flag) << i;
+        context = NEXT_GREATER1[context][flag];
     }
-    std::fill(sub.level.begin() + flagged, sub.level.begin() + sub.count, 1);
-    if (first_greater >= 0)
-        sub.level[size_t(first_greater)] += cabac_.bin(GREATER2 + 4 * chroma + set);
+    greater1_context_ = context;
+    // Coefficients whose level goes on behind what the flags say of it
+    uint32_t open = greater | (0xFFFFu >> (16 - sub.count) & ~0xFFu);
+    const uint32_t first = greater & (0u - greater);
+    uint32_t greater2 = 0;
+    if (first && engine.bin(models[GREATER2 + 4 * chroma + set]))
+        greater2 = first;
+    else
+        open &= ~first;
     const bool hidden = flags.hides_signs && sub.place[0] - sub.place[size_t(sub.count - 1)] > 3;
     const int signs = sub.count - hidden;
-    const uint32_t negative = cabac_.bypass(signs) << (32 - signs) % 32;
-    const int statistic = 2 * (1 - chroma) + (flags.transform_skip || block.lossless ? 1 : 0);
-    const bool adapts = slice_.sps.persistent_rice;
-    int rice = adapts ? cabac_.contexts.rice[size_t(statistic)] / 4 : 0;
-    bool first_remaining = true;
+    const uint32_t negative = engine.bypass(signs) << (32 - signs) % 32;
+    if (keeps_levels_)
+        for (uint32_t i = 0; i < uint32_t(sub.count); ++i)
+            sub.level[i] = int(1 + (greater >> i & 1) + (greater2 >> i & 1));
+    if (open) parse_remaining(engine, block, flags, sub, open, greater, greater2);
+    cabac_.engine = engine;
+    if (!keeps_levels_) return;
     int sum = 0;
-    for (int i = 0; i < sub.count; ++i) {
-        int& level = sub.level[size_t(i)];
-        const int limit = i >= 8 ? 1 : i == first_greater ? 3 : 2;
-        if (level == limit) {
-            const int remaining = parse_remaining(rice);
-            level += remaining;
-            if (level > 3 << rice) rice = adapts ? rice + 1 : std::min(rice + 1, 4);
-            if (adapts && first_remaining) update_rice(statistic, remaining);
-            first_remaining = false;
-        }
-        sum += level;
-        if (i < signs && negative >> (31 - i) & 1) level = -level;
+    for (uint32_t i = 0; i < uint32_t(sub.count); ++i) {
+        const int sign = -int(negative << i >> 31);
+        sum += sub.level[i];
+        sub.level[i] = (sub.level[i] ^ sign) - sign;
     }
     if (hidden && sum & 1) {
         int& level = sub.level[size_t(sub.count - 1)];
@@ -210,20 +233,59 @@ void ResidualDecoder::parse_levels(const TransformBlock& block, const Flags& fla
     }
 }
 
+// coeff_abs_level_remaining of the ``open`` coefficients
+inline void ResidualDecoder::parse_remaining(Engine& engine, const TransformBlock& block,
+                                             const Flags& flags, SubBlock& sub, uint32_t open,
+                                             uint32_t greater, uint32_t greater2) {
+    const int statistic =
+        2 * (block.component ? 0 : 1) + (flags.transform_skip || block.lossless ? 1 : 0);
+    const bool adapts = slice_.sps.persistent_rice;
+    uint8_t& stored = cabac_.contexts.rice[size_t(statistic)];
+    int rice = adapts ? stored / 4 : 0;
+    bool first = true;
+    for (; open; open &= open - 1) {
+        const int i = __builtin_ctz(open);
+        const int remaining = remaining_level(engine, rice);
+        const int level = remaining + int(1 + (greater >> i & 1) + (greater2 >> i & 1));
+        if (keeps_levels_) sub.level[size_t(i)] = level;
+        if (level > 3 << rice) rice = adapts ? rice + 1 : std::min(rice + 1, 4);
+        if (adapts && first) update_rice(stored, remaining);
+        first = false;
+    }
+}
+
 // 9.3.3.11
-int ResidualDecoder::parse_remaining(int rice) {
+inline int ResidualDecoder::remaining_level(Engine& engine, int rice) {
+    const uint32_t bins = engine.peek();
+    const int prefix = __builtin_clz(~(bins << 16));
+    const int suffix = prefix <= 3 ? rice : prefix - 3 + rice;
+    const int length = prefix + 1 + suffix;
+    if (length > 16) {
+        cabac_.engine = engine;
+        const int level = long_remaining_level(rice);
+        engine = cabac_.engine;
+        return level;
+    }
+    const uint32_t code = bins >> (16 - length);
+    engine.take(code, length);
+    const int base = prefix <= 3 ? prefix : (1 << (prefix - 3)) + 2;
+    return (base << rice) + int(code & ((1u << suffix) - 1));
+}
+
+// The same in codes of any length
+int ResidualDecoder::long_remaining_level(int rice) {
     int prefix = 0;
     while (prefix < 32 && cabac_.bypass()) ++prefix;
     require(prefix < 32 && rice <= 20, "a coefficient is out of range");
-    if (prefix <= 3) return (prefix << rice) + int(cabac_.bypass(rice));
-    const int bits = prefix - 3 + rice;
-    require(bits <= 20, "a coefficient is out of range");
-    return (((1 << (prefix - 3)) + 3 - 1) << rice) + int(cabac_.bypass(bits));
+    const int suffix = prefix <= 3 ? rice : prefix - 3 + rice;
+    require(suffix <= 20, "a coefficient is out of range");
+    const int base = prefix <= 3 ? prefix : (1 << (prefix - 3)) + 2;
+    const int high = int(cabac_.bypass(suffix / 2)) << (suffix - suffix / 2);
+    return (base << rice) + high + int(cabac_.bypass(suffix - suffix / 2));
 }
 
 // StatCoeff, 9.3.3.11
-void ResidualDecoder::update_rice(int statistic, int value) {
-    uint8_t& rice = cabac_.contexts.rice[size_t(statistic)];
+void ResidualDecoder::update_rice(uint8_t& rice, int value) {
     if (value >= 3 << (rice / 4) && rice < 80)
         ++rice;
     else if (2 * value < 1 << (rice / 4) && rice > 0)

@@ -31,14 +31,24 @@ public:
 private:
     struct Flags;
     struct SubBlock;
+    // Contexts of sig_coeff_flag: the first one, that of the lowest coefficient, and the pattern
+    // that says which one of them each place has.
+    struct Significance {
+        int first, dc, pattern;
+    };
 
     Flags parse_flags(const TransformBlock& block);
     Position parse_last(const TransformBlock& block);
     int parse_last_prefix(int first_context, const TransformBlock& block);
+    Significance significance(const TransformBlock& block, const Flags& flags,
+                              const SubBlock& sub) const;
     void parse_significance(const TransformBlock& block, const Flags& flags, SubBlock& sub);
     void parse_levels(const TransformBlock& block, const Flags& flags, SubBlock& sub);
-    int parse_remaining(int rice);
-    void update_rice(int statistic, int value);
+    void parse_remaining(Engine& engine, const TransformBlock& block, const Flags& flags,
+                         SubBlock& sub, uint32_t open, uint32_t greater, uint32_t greater2);
+    int remaining_level(Engine& engine, int rice);
+    int long_remaining_level(int rice);
+    static void update_rice(uint8_t& rice, int value);
     void store(const TransformBlock& block, const Flags& flags, const SubBlock& sub);
     void reconstruct(const TransformBlock& block, const Flags& flags, int16_t* out,
                      ptrdiff_t stride);

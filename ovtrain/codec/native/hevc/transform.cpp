@@ -34,38 +34,50 @@ constexpr Matrix dct_matrix() {
 constexpr Matrix DCT = dct_matrix();
 constexpr int16_t DST[4][4] = {{29, 55, 74, 84}, {74, 74, 0, -74}, {84, -29, -74, 55},
                                {55, -84, 74, -29}};
+constexpr int16_t DCT_4[4][4] = {{64, 64, 64, 64}, {83, 36, -36, -83}, {64, -64, -64, 64},
+                                 {36, -83, 83, -36}};
 
 int16_t clip16(int value) { return int16_t(std::clamp(value, -32768, 32767)); }
 
-// Two neighbouring basis functions of an N-point transform, interleaved: what a multiply-add of
-// pairs wants. The DCT's are every (32 / N)-th of the 32-point one.
+// Basis functions of an N-point DCT, every (32 / N)-th of the 32-point one, in the pairs that a
+// multiply-add wants: 4q with 4q + 2, which are even about the middle, and 4q + 1 with 4q + 3, which
+// are odd. The first half of each tells the second.
 template <int N>
 struct Basis {
-    alignas(16) int16_t pairs[N / 2][N][2];
+    alignas(16) int16_t pairs[2][N / 4][N / 2][2];
 
-    explicit constexpr Basis(bool dst) : pairs{} {
+    constexpr Basis() : pairs{} {
         for (int k = 0; k < N; ++k)
-            for (int n = 0; n < N; ++n)
-                pairs[k / 2][n][k % 2] =
-                    dst ? DST[k & 3][n & 3] : DCT[size_t(k * (32 / N))][size_t(n)];
+            for (int n = 0; n < N / 2; ++n)
+                pairs[k % 2][k / 4][n][k % 4 / 2] = DCT[size_t(k * (32 / N))][size_t(n)];
     }
 };
 
-template <int N, bool IS_DST>
-constexpr Basis<N> BASIS{IS_DST};
+template <int N>
+constexpr Basis<N> BASIS;
 
-// sums[0..3] += a0 * b[0], a1 * b[1] over four pairs
+// Four sums of 32 bits, and four pairs of 16-bit factors
 #if defined(__SSE2__)
 using Sums = __m128i;
+using Pairs = __m128i;
 
 inline Sums zero() { return _mm_setzero_si128(); }
-inline Sums repeat(int16_t low, int16_t high) {
-    return _mm_set1_epi32(int32_t(uint32_t(uint16_t(high)) << 16 | uint16_t(low)));
+inline Sums add(Sums a, Sums b) { return _mm_add_epi32(a, b); }
+inline Sums subtract(Sums a, Sums b) { return _mm_sub_epi32(a, b); }
+inline Sums reverse(Sums a) { return _mm_shuffle_epi32(a, 0x1B); }
+inline Pairs load(const int16_t (*pairs)[2]) {
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(pairs));
 }
-inline Sums load(const int16_t (*pairs)[2]) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(pairs));
+inline Pairs repeat(const int16_t* pair) {
+    int32_t both = 0;
+    std::memcpy(&both, pair, sizeof both);
+    return _mm_set1_epi32(both);
 }
-inline Sums multiply_add(Sums sums, Sums a, Sums b) {
+inline Pairs interleave(const int16_t* first, const int16_t* second) {
+    return _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(first)),
+                              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second)));
+}
+inline Sums multiply_add(Sums sums, Pairs a, Pairs b) {
     return _mm_add_epi32(sums, _mm_madd_epi16(a, b));
 }
 // Rounded, shifted, clipped to 16 bits
@@ -83,12 +95,31 @@ struct Pairs {
 };
 
 inline Sums zero() { return {{0, 0, 0, 0}}; }
-inline Pairs repeat(int16_t low, int16_t high) {
-    return {{{low, high}, {low, high}, {low, high}, {low, high}}};
+inline Sums add(Sums a, const Sums& b) {
+    for (int i = 0; i < 4; ++i) a.value[i] += b.value[i];
+    return a;
+}
+inline Sums subtract(Sums a, const Sums& b) {
+    for (int i = 0; i < 4; ++i) a.value[i] -= b.value[i];
+    return a;
+}
+inline Sums reverse(const Sums& a) {
+    return {{a.value[3], a.value[2], a.value[1], a.value[0]}};
 }
 inline Pairs load(const int16_t (*pairs)[2]) {
     Pairs found;
     std::memcpy(&found, pairs, sizeof found);
+    return found;
+}
+inline Pairs repeat(const int16_t* pair) {
+    return {{{pair[0], pair[1]}, {pair[0], pair[1]}, {pair[0], pair[1]}, {pair[0], pair[1]}}};
+}
+inline Pairs interleave(const int16_t* first, const int16_t* second) {
+    Pairs found;
+    for (int i = 0; i < 4; ++i) {
+        found.value[i][0] = first[i];
+        found.value[i][1] = second[i];
+    }
     return found;
 }
 inline Sums multiply_add(Sums sums, const Pairs& a, const Pairs& b) {
@@ -101,33 +132,73 @@ inline void store(const Sums& sums, int round, int shift, int16_t* out) {
 }
 #endif
 
-template <int N, bool IS_DST>
+// Columns first: middle[x][y] is output row y of column x, so that the rows' pairs lie side by side.
+template <int N>
+void transform_columns(const Coefficients& block, int16_t (&middle)[N][N]) {
+    const auto& basis = BASIS<N>.pairs;
+    const int quads = (block.rows + 3) / 4;
+    for (int x = 0; x < block.columns; x += 4) {
+        Pairs even[N / 4], odd[N / 4];
+        for (int q = 0; q < quads; ++q) {
+            const int16_t* row = block.values + 4 * q * N + x;
+            even[q] = interleave(row, row + 2 * N);
+            odd[q] = interleave(row + N, row + 3 * N);
+        }
+        for (int y = 0; y < N / 2; ++y) {
+            Sums evens = zero(), odds = zero();
+            for (int q = 0; q < quads; ++q) {
+                evens = multiply_add(evens, even[q], repeat(basis[0][q][y]));
+                odds = multiply_add(odds, odd[q], repeat(basis[1][q][y]));
+            }
+            store(add(evens, odds), 64, 7, middle[y] + x);
+            store(subtract(evens, odds), 64, 7, middle[N - 1 - y] + x);
+        }
+    }
+}
+
+template <int N>
+void transform_row(const int16_t* row, int quads, int shift, int16_t* out) {
+    const auto& basis = BASIS<N>.pairs;
+    Sums evens[N / 8], odds[N / 8];
+    for (int group = 0; group < N / 8; ++group) evens[group] = odds[group] = zero();
+    for (int q = 0; q < quads; ++q) {
+        const int16_t four[4] = {row[4 * q], row[4 * q + 2], row[4 * q + 1], row[4 * q + 3]};
+        const Pairs even = repeat(four), odd = repeat(four + 2);
+        for (int group = 0; group < N / 8; ++group) {
+            evens[group] = multiply_add(evens[group], load(basis[0][q] + 4 * group), even);
+            odds[group] = multiply_add(odds[group], load(basis[1][q] + 4 * group), odd);
+        }
+    }
+    const int round = 1 << (shift - 1);
+    for (int group = 0; group < N / 8; ++group) {
+        store(add(evens[group], odds[group]), round, shift, out + 4 * group);
+        store(reverse(subtract(evens[group], odds[group])), round, shift, out + N - 4 - 4 * group);
+    }
+}
+
+template <int N>
 void transform(const Coefficients& block, int shift, int16_t* out, ptrdiff_t stride) {
-    const auto& basis = BASIS<N, IS_DST>.pairs;
-    const int row_pairs = (block.rows + 1) / 2, column_groups = (block.columns + 3) / 4;
-    alignas(16) int16_t paired[N / 2][N][2];  // rows k and k + 1 of the block, interleaved
-    for (int k = 0; k < row_pairs; ++k)
-        for (int x = 0; x < 4 * column_groups; ++x) {
-            paired[k][x][0] = block.values[2 * k * N + x];
-            paired[k][x][1] = block.values[(2 * k + 1) * N + x];
+    alignas(16) int16_t middle[N][N];
+    transform_columns<N>(block, middle);
+    const int quads = (block.columns + 3) / 4;
+    for (int y = 0; y < N; ++y, out += stride) transform_row<N>(middle[y], quads, shift, out);
+}
+
+// 4x4 blocks: of the DCT, or the DST of intra blocks
+void transform_4x4(const Coefficients& block, bool dst, int shift, int16_t* out, ptrdiff_t stride) {
+    const auto& basis = dst ? DST : DCT_4;
+    int16_t middle[4][4];
+    for (int y = 0; y < 4; ++y)
+        for (int x = 0; x < 4; ++x) {
+            int sum = 0;
+            for (int k = 0; k < 4; ++k) sum += basis[k][y] * block.values[4 * k + x];
+            middle[y][x] = clip16((sum + 64) >> 7);
         }
-    alignas(16) int16_t columns_done[N][N];
-    for (int y = 0; y < N; ++y)  // each column, one output row at a time
-        for (int group = 0; group < column_groups; ++group) {
-            auto sums = zero();
-            for (int k = 0; k < row_pairs; ++k)
-                sums = multiply_add(sums, load(paired[k] + 4 * group),
-                                    repeat(basis[k][y][0], basis[k][y][1]));
-            store(sums, 64, 7, columns_done[y] + 4 * group);
-        }
-    const int column_pairs = (block.columns + 1) / 2;
-    for (int y = 0; y < N; ++y, out += stride)  // each row
-        for (int group = 0; group < N / 4; ++group) {
-            auto sums = zero();
-            for (int k = 0; k < column_pairs; ++k)
-                sums = multiply_add(sums, load(basis[k] + 4 * group),
-                                    repeat(columns_done[y][2 * k], columns_done[y][2 * k + 1]));
-            store(sums, 1 << (shift - 1), shift, out + 4 * group);
+    for (int y = 0; y < 4; ++y, out += stride)
+        for (int x = 0; x < 4; ++x) {
+            int sum = 0;
+            for (int k = 0; k < 4; ++k) sum += basis[k][x] * middle[y][k];
+            out[x] = clip16((sum + (1 << (shift - 1))) >> shift);
         }
 }
 
@@ -144,13 +215,13 @@ void constant(const Coefficients& block, int shift, int16_t* out, ptrdiff_t stri
 void inverse_transform(const Coefficients& block, bool dst, int bit_depth, int16_t* out,
                        ptrdiff_t stride) {
     const int shift = 20 - bit_depth;
-    if (dst) return transform<4, true>(block, shift, out, stride);
+    if (dst) return transform_4x4(block, true, shift, out, stride);
     if (block.columns == 1 && block.rows == 1) return constant(block, shift, out, stride);
     switch (block.log2_size) {
-        case 2: return transform<4, false>(block, shift, out, stride);
-        case 3: return transform<8, false>(block, shift, out, stride);
-        case 4: return transform<16, false>(block, shift, out, stride);
-        default: return transform<32, false>(block, shift, out, stride);
+        case 2: return transform_4x4(block, false, shift, out, stride);
+        case 3: return transform<8>(block, shift, out, stride);
+        case 4: return transform<16>(block, shift, out, stride);
+        default: return transform<32>(block, shift, out, stride);
     }
 }
 
