@@ -1,7 +1,6 @@
 """HEVC encoding with the paper's settings (released transcode flags, GOP as in the paper).
 
-libx265, yuv420p, keyint = min-keyint = GOP, no scene cuts, no B-frames, one reference, parameter
-sets repeated at every key frame, tag hvc1. One thread, so that equal frames give equal bytes.
+``HevcSettings`` in yuv420p, tag hvc1. One thread, so that equal frames give equal bytes.
 
 frames: (T, H * 3 / 2, W) uint8, planar I420 with even H and W. Result: the bytes of an MP4 file.
 """
@@ -9,7 +8,6 @@ frames: (T, H * 3 / 2, W) uint8, planar I420 with even H and W. Result: the byte
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -18,25 +16,9 @@ import numpy.typing as npt
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from ovtrain.codec.transcode import HevcSettings
+
 Frames = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class HevcSettings:
-    """GOP length in frames, constant rate factor, x265 preset."""
-
-    gop: int = 32
-    crf: int = 23
-    preset: str = "fast"
-
-    def options(self) -> dict[str, str]:
-        # Without threads of its own: one of 12,000 encodes once spun for ever in x265's thread pool
-        # (pools=1); and without it a clip of 112 pixels takes 44 ms instead of 53.
-        x265 = (
-            f"keyint={self.gop}:min-keyint={self.gop}:scenecut=0:bframes=0:ref=1:"
-            "repeat-headers=1:pools=none:wpp=0:frame-threads=1:log-level=error"
-        )
-        return {"preset": self.preset, "crf": str(self.crf), "x265-params": x265}
 
 
 def encode_clip(frames: Frames, fps: Fraction, settings: HevcSettings) -> bytes:

@@ -1,7 +1,7 @@
-"""CodecSignals, the Protocol that makes them, and the ladder of origins.
+"""CodecSignals, the Protocol that makes them, what callers may ask for, and the origins.
 
-    from ovtrain.codec import open_signals
-    with open_signals("clip.mp4") as source:
+    from ovtrain.codec import Want, open_signals
+    with open_signals("clip.mp4", want=Want(bits=True), start=64, stop=128) as source:
         for signals in source:
             ...
 
@@ -13,12 +13,14 @@ H, W are the display size in luma samples; h4 = ceil(H / 4), w4 = ceil(W / 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ovtrain.schema.errors import CodecError
 
 Origin = Literal["hevc-bitstream", "h264-export", "hevc-transcode", "pixel-estimate"]
 FrameType = Literal["I", "P", "B"]
@@ -45,6 +47,10 @@ class CodecSignals:
     origin          the rung that made it.
     parse_ok        False where the bitstream of this frame is known to be damaged.
 
+    several_references: whether blocks of this frame may choose among several references of a list
+                    that the origin does not tell apart (h264-export); None where that is not known
+                    or, as with exact origins, each block's reference is.
+
     Of exact origins, and None elsewhere; the arrays also where they were not asked for:
 
     poc             picture order count, within its coded video sequence.
@@ -63,6 +69,7 @@ class CodecSignals:
     residual: npt.NDArray[np.int16]
     origin: Origin
     parse_ok: bool = True
+    several_references: bool | None = None
     poc: int | None = None
     mode: npt.NDArray[np.uint8] | None = None
     qp: npt.NDArray[np.int8] | None = None
@@ -89,3 +96,49 @@ class SignalSource(Protocol):
     def __enter__(self) -> SignalSource: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+Array = npt.NDArray[Any]
+Allocate = Callable[[str, tuple[int, ...], Any], Array]
+"""(field, shape, dtype) -> the array that a frame's field is written to."""
+
+
+def new_array(_field: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The default ``allocate``: every frame has arrays of its own."""
+    return np.empty(shape, dtype)
+
+
+@dataclass(frozen=True)
+class Want:
+    """What to make beside motion and reference_delta. A residual that is not wanted is empty and
+    saves its making; ``blocks``: mode, qp and cu_size; ``bits``: ctb_bits."""
+
+    residual: bool = True
+    blocks: bool = False
+    bits: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``open_signals`` was asked: fields, where to write them, and frames [start, stop)."""
+
+    want: Want = Want()
+    allocate: Allocate = new_array
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
+            found = f"start={self.start}, stop={self.stop}"
+            raise CodecError("open_signals", found, allowed="0 <= start < stop")
+
+    def array(self, where: str, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """The caller's array for a field, checked. Raises CodecError."""
+        array = self.allocate(name, shape, dtype)
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            raise CodecError(
+                where,
+                f"the array given for {name} is {array.dtype} {array.shape}",
+                allowed=f"contiguous {np.dtype(dtype)} {shape}",
+            )
+        return array

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -27,7 +28,7 @@ from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from ovtrain.codec.bitstream import CodecSignals, FrameType, Origin
+from ovtrain.codec.bitstream import Array, CodecSignals, FrameType, Origin, Request, new_array
 from ovtrain.codec.kernels import Luma
 from ovtrain.schema.errors import CodecError, MediaError
 
@@ -40,7 +41,8 @@ INTRA = (PictureType.I, PictureType.SI, PictureType.BI)
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """luma (H, W) uint8; vectors: FFmpeg's MOTION_VECTORS records, or None."""
+    """luma (H, W) uint8; vectors: FFmpeg's MOTION_VECTORS records, or None; inspected: what the
+    reader's ``inspect`` found in its packet."""
 
     luma: Luma
     type: FrameType
@@ -48,6 +50,7 @@ class DecodedFrame:
     packet_bytes: int = 0
     vectors: npt.NDArray[Any] | None = None
     ok: bool = True
+    inspected: int | None = None
 
 
 def media_name(media: Media) -> str:
@@ -58,10 +61,14 @@ def media_name(media: Media) -> str:
 
 
 class LumaReader:
-    """An open video; iterate it once. Raises MediaError where no video stream can be opened."""
+    """An open video; iterate it once. Raises MediaError where no video stream can be opened.
+
+    ``inspect`` sees each packet before it is decoded.
+    """
 
     def __init__(self, media: Media, *, vectors: bool = False) -> None:
         self.where = media_name(media)
+        self.inspect: Callable[[bytes], int | None] | None = None
         self._container, self._stream = open_video(media, self.where)
         context = self._stream.codec_context
         context.thread_count = 1
@@ -74,7 +81,7 @@ class LumaReader:
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         if self._started:
-            raise CodecError(self.where, "was read already", fix="open it again")
+            raise read_already(self.where)
         self._started = True
         found = 0
         for frame, ok in self._decode():
@@ -87,7 +94,8 @@ class LumaReader:
         ok = True
         try:
             for packet in self._container.demux(self._stream):
-                packet.opaque = packet.size
+                found = self.inspect(bytes(packet)) if self.inspect and packet.size else None
+                packet.opaque = (packet.size, found)
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:
@@ -103,17 +111,29 @@ class LumaReader:
     def _frame(self, frame: VideoFrame, number: int, ok: bool) -> DecodedFrame:
         check_size(self.where, number, frame, self)
         vectors = frame.side_data.get("MOTION_VECTORS")
+        size, inspected = frame.opaque or (0, None)
         return DecodedFrame(
             luma=luma(frame, self.where),
             type=_frame_type(frame),
             pts=shown_at(self._stream, number, frame.time),
-            packet_bytes=frame.opaque if isinstance(frame.opaque, int) else 0,
+            packet_bytes=size,
             vectors=None if vectors is None else vectors.to_ndarray(),
             ok=ok,
+            inspected=inspected,
         )
+
+    @property
+    def extradata(self) -> bytes:
+        """What the container says before the first packet: parameter sets, or nothing."""
+        return self._stream.codec_context.extradata or b""
 
     def close(self) -> None:
         self._container.close()
+
+
+def read_already(where: str) -> CodecError:
+    """What to raise where a source is iterated again."""
+    return CodecError(where, "was read already", fix="open it again")
 
 
 class Sized(Protocol):
@@ -151,7 +171,8 @@ def cut_short(where: str, error: av.error.FFmpegError) -> MediaError:
 
 
 def open_video(media: Media, where: str) -> tuple[InputContainer, VideoStream]:
-    """A container and its best video track. Raises MediaError."""
+    """A container and its best video track; a binary file is read from its start. Raises
+    MediaError."""
     container = _open(media, where)
     try:
         return container, _video_stream(container, where)
@@ -168,6 +189,8 @@ def reason_of(error: OSError | av.error.FFmpegError) -> str:
 def _open(media: Media, where: str) -> InputContainer:
     file = io.BytesIO(media) if isinstance(media, bytes) else media
     try:
+        if not isinstance(file, str | Path):
+            file.seek(0)
         return av.open(file, "r", metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(where, f"is not a readable video ({reason_of(error)})", fix=FIX) from error
@@ -208,15 +231,20 @@ def luma(frame: VideoFrame, where: str) -> Luma:
 
 
 class DecodedSignals:
-    """SignalSource of the rungs that decode pixels: a reader and a rule from frames to signals."""
+    """SignalSource of the rungs that decode pixels: a reader and a rule from frames to signals.
+
+    The frames before ``request.start`` are decoded and estimated, too: an estimate has no other
+    random access than the decoder's.
+    """
 
     def __init__(
         self,
         reader: LumaReader,
         origin: Origin,
         rule: Callable[[Iterable[DecodedFrame]], Iterator[CodecSignals]],
+        request: Request,
     ) -> None:
-        self._reader, self._rule = reader, rule
+        self._reader, self._rule, self._request = reader, rule, request
         self._origin: Origin = origin
 
     @property
@@ -232,7 +260,25 @@ class DecodedSignals:
         return self._reader.width
 
     def __iter__(self) -> Iterator[CodecSignals]:
-        return self._rule(self._reader)
+        start, seen = self._request.start, 0
+        for signals in islice(self._rule(self._reader), self._request.stop):
+            seen += 1
+            if seen > start:
+                yield self._delivered(signals)
+        if seen <= start:
+            raise past_the_end(self._reader.where, start, seen)
+
+    def _delivered(self, signals: CodecSignals) -> CodecSignals:
+        """As asked for, in the caller's arrays."""
+        made: dict[str, Array] = {}
+        if not self._request.want.residual:
+            signals = replace(signals, residual=np.empty((0, 0), np.int16))
+        for name in ("motion", "reference_delta", "residual"):
+            value: Array = getattr(signals, name)
+            if value.size and self._request.allocate is not new_array:
+                made[name] = self._request.array(self._reader.where, name, value.shape, value.dtype)
+                made[name][...] = value
+        return replace(signals, **made) if made else signals
 
     def close(self) -> None:
         self._reader.close()
@@ -242,3 +288,10 @@ class DecodedSignals:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def past_the_end(where: str, start: int, frames: int) -> CodecError:
+    """What to raise where a window starts behind the last frame."""
+    return CodecError(
+        where, f"start={start} in a video of {frames} frames", allowed="a frame of it"
+    )

@@ -3,8 +3,10 @@
 The motion is the stream's own, in blocks of 8 x 8 and larger. What the export leaves out is filled
 in and is an estimate: it names no reference picture, only past (list 0) or future (list 1), so the
 reference delta is UNKNOWN_DELTA, and the residual is the decoded luma minus the compensated luma of
-the nearest I- or P-frame on that side. Intra blocks of a predicted frame carry no vector; their
-residual is the plain difference to the past frame. I-frames carry neither motion nor residual.
+the nearest I- or P-frame on that side. Where the slice headers let a frame's blocks choose among
+several references, ``several_references`` says so: such a block may have meant another frame, and
+its residual is then too large. Intra blocks of a predicted frame carry no vector; their residual is
+the plain difference to the past frame. I-frames carry neither motion nor residual.
 
 Records of the export: ``dst`` is the block's centre; motion / motion_scale pixels lead from the
 block to its reference.
@@ -18,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ovtrain.codec.bitstream import UNKNOWN_DELTA, CodecSignals, Origin
+from ovtrain.codec.bitstream import UNKNOWN_DELTA, CodecSignals, Origin, Request
 from ovtrain.codec.decoded import DecodedFrame, DecodedSignals, LumaReader, Media
+from ovtrain.codec.h264_headers import H264Headers
 from ovtrain.codec.kernels import Luma, compensate, spread
 from ovtrain.schema.errors import CodecError
 
@@ -30,13 +33,14 @@ MAX_WAIT = 16
 IntArray = npt.NDArray[np.int16]
 
 
-def open_h264(media: Media) -> DecodedSignals:
+def open_h264(media: Media, request: Request = Request()) -> DecodedSignals:
     """Exported signals of an H.264 video. Raises MediaError, CodecError."""
     reader = LumaReader(media, vectors=True)
     if reader.codec != "h264":
         reader.close()
         raise CodecError(reader.where, f"is {reader.codec}", allowed="h264 for h264-export")
-    return DecodedSignals(reader, ORIGIN, exported)
+    reader.inspect = H264Headers(reader.extradata).active_references
+    return DecodedSignals(reader, ORIGIN, exported, request)
 
 
 def exported(frames: Iterable[DecodedFrame]) -> Iterator[CodecSignals]:
@@ -73,6 +77,7 @@ def _signals(frame: DecodedFrame, past: Luma | None, future: Luma | None) -> Cod
         residual=residual,
         origin=ORIGIN,
         parse_ok=frame.ok,
+        several_references=None if frame.inspected is None else frame.inspected > 1,
     )
 
 

@@ -10,16 +10,14 @@ container's edit list hides gives no signals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import av.error
 import numpy as np
-import numpy.typing as npt
-from av.packet import Packet
 
-from ovtrain.codec.bitstream import CodecSignals, Origin
+from ovtrain.codec.bitstream import Array, CodecSignals, Origin, Request
 from ovtrain.codec.decoded import (
     FIX,
     Media,
@@ -27,104 +25,97 @@ from ovtrain.codec.decoded import (
     cut_short,
     media_name,
     open_video,
+    past_the_end,
+    read_already,
     shown_at,
 )
 from ovtrain.codec.kernels import native
 from ovtrain.schema.errors import CodecError, MediaError
 
 ORIGIN: Origin = "hevc-bitstream"
-Allocate = Callable[[str, tuple[int, ...], Any], npt.NDArray[Any]]
-"""(field, shape, dtype) -> the array that a frame's field is written to."""
+REORDERED = 32
+"""Pictures behind one in decoding order that can still precede it in presentation order: 16 at most
+(sps_max_num_reorder_pics), and the leading pictures of a random access point."""
 
 
 @dataclass(frozen=True)
-class Want:
-    """What to make beside motion and reference_delta. A residual that is not wanted is empty and
-    saves its inverse transforms; ``blocks``: mode, qp and cu_size; ``bits``: ctb_bits."""
+class CodedPicture:
+    """An access unit: its bytes, seconds, whether the container hides it, and whether what it was
+    made from is whole."""
 
-    residual: bool = True
-    blocks: bool = False
-    bits: bool = False
-
-
-def new_array(_field: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-    """The default ``allocate``: every frame has arrays of its own."""
-    return np.empty(shape, dtype)
+    payload: bytes
+    time: float | None = None
+    hidden: bool = False
+    ok: bool = True
 
 
 @dataclass(frozen=True)
 class _Coded:
-    """A packet: bytes, seconds, and whether the container hides what it holds."""
+    """What a frame keeps of its access unit."""
 
-    size: int
-    time: float | None
-    hidden: bool
+    size: int = 0
+    time: float | None = None
+    hidden: bool = False
+    ok: bool = True
+
+    @classmethod
+    def of(cls, picture: CodedPicture) -> _Coded:
+        return cls(len(picture.payload), picture.time, picture.hidden, picture.ok)
 
 
-class HevcSignals:
-    """SignalSource of an HEVC video; iterate it once.
+@dataclass(frozen=True)
+class _Entry:
+    """Where to start decoding: a packet's number, and the place in presentation order of every
+    picture around it by packet number."""
 
-    Raises MediaError where the file is no readable video and CodecError where it is not HEVC, uses
-    a tool that the decoder leaves out, or changes its picture size.
+    packet: int
+    places: dict[int, int]
+
+
+class ExactSignals:
+    """Access units -> signals, in presentation order; what both exact origins share.
+
+    ``where`` names the video in errors, ``height`` and ``width`` are its display size.
     """
 
-    origin: Origin = ORIGIN
+    origin: Origin
 
-    def __init__(self, media: Media, want: Want = Want(), allocate: Allocate = new_array) -> None:
-        self.where = media_name(media)
-        self._want, self._allocate = want, allocate
-        self._container, self._stream = open_video(media, self.where)
-        context = self._stream.codec_context
-        if context.name != "hevc":
-            self.close()
-            raise CodecError(self.where, f"is {context.name}", allowed=f"hevc for {ORIGIN}")
-        self.height, self.width = context.height, context.width
+    def __init__(self, where: str, height: int, width: int, request: Request) -> None:
+        self.where, self.height, self.width = where, height, width
+        self._request = request
         self.lost_units = 0
-        """Damaged NAL units that belong to no frame."""
+        """Damaged NAL units that belong to no frame; counted at the end."""
 
-    def __iter__(self) -> Iterator[CodecSignals]:
+    def signals(
+        self, configuration: bytes, pictures: Iterable[CodedPicture], entry: _Entry | None = None
+    ) -> Iterator[CodecSignals]:
+        """Signals of the request's window. Raises CodecError, MediaError."""
+        first, stop = self._request.start, self._request.stop
+        number: int | None = None
+        last_fault = ""
         try:
-            yield from self._frames()
+            decoder = native().HevcDecoder(configuration, self._request.want.residual, False)
+            for frame, coded in _decoded(decoder, pictures, entry):
+                if coded.hidden:
+                    continue
+                if number is None:
+                    number = entry.places[frame.tag] if entry else 0
+                if number >= first:
+                    yield self._signals(frame, coded, number)
+                number += 1
+                if number == stop:
+                    break
+            self.lost_units, last_fault = decoder.lost_units, decoder.last_fault
         except native().Unsupported as error:
             raise CodecError(
                 self.where, f"needs {error}", allowed="tools of Main to RExt", fix="transcode it"
             ) from error
+        if number is None:
+            raise MediaError(self.where, f"no frame decodes ({last_fault})", fix=FIX)
+        if number <= first:
+            raise past_the_end(self.where, first, number)
 
-    def _frames(self) -> Iterator[CodecSignals]:
-        configuration = self._stream.codec_context.extradata or b""
-        decoder = native().HevcDecoder(configuration, self._want.residual, False)
-        coded: dict[int, _Coded] = {}
-        found = 0
-        for frame in self._pictures(decoder, coded):
-            # A packet should hold one picture; a second one has no time of its own.
-            packet = coded.pop(frame.tag, _Coded(0, None, False))
-            if packet.hidden:
-                continue
-            yield self._signals(frame, packet, found)
-            found += 1
-        self.lost_units = decoder.lost_units
-        if not found:
-            raise MediaError(self.where, f"no frame decodes ({decoder.last_fault})", fix=FIX)
-
-    def _pictures(self, decoder: Any, coded: dict[int, _Coded]) -> Iterator[Any]:
-        """Every picture in output order; notes each packet under its number."""
-        for number, packet in enumerate(self._packets()):
-            time = None if packet.pts is None else float(packet.pts * packet.time_base)
-            coded[number] = _Coded(packet.size, time, packet.is_discard)
-            decoder.push(bytes(packet), number)
-            yield from iter(decoder.pop, None)
-        decoder.flush()
-        yield from iter(decoder.pop, None)
-
-    def _packets(self) -> Iterator[Packet[Any]]:
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:
-                    yield packet
-        except av.error.FFmpegError as error:
-            raise cut_short(self.where, error) from error
-
-    def _signals(self, frame: Any, packet: _Coded, number: int) -> CodecSignals:
+    def _signals(self, frame: Any, coded: _Coded, number: int) -> CodecSignals:
         check_size(self.where, number, frame, self)
         cells = (-(-self.height // 4), -(-self.width // 4))
         motion = self._array("motion", (*cells, 2, 2), np.int16)
@@ -132,47 +123,134 @@ class HevcSignals:
         frame.motion(motion)
         frame.reference_delta(delta)
         residual = np.empty((0, 0), np.int16)
-        if self._want.residual:
+        if self._request.want.residual:
             residual = self._array("residual", (self.height, self.width), np.int16)
             frame.residual(residual)
         return CodecSignals(
             type=frame.type,
-            pts=shown_at(self._stream, number, packet.time),
-            packet_bytes=packet.size,
+            pts=self.shown_at(number, coded.time),
+            packet_bytes=coded.size,
             motion=motion,
             reference_delta=delta,
             residual=residual,
-            origin=ORIGIN,
-            parse_ok=frame.ok,
+            origin=self.origin,
+            parse_ok=frame.ok and coded.ok,
             poc=frame.poc,
             **self._blocks(frame, cells),
             **self._bits(frame),
         )
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-        array = self._allocate(name, shape, dtype)
-        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-            raise CodecError(
-                self.where,
-                f"the array given for {name} is {array.dtype} {array.shape}",
-                allowed=f"contiguous {np.dtype(dtype)} {shape}",
-            )
-        return array
+    def shown_at(self, number: int, time: float | None) -> float:
+        """Seconds of a frame."""
+        raise NotImplementedError
 
-    def _blocks(self, frame: Any, cells: tuple[int, int]) -> dict[str, npt.NDArray[Any]]:
-        if not self._want.blocks:
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self._request.array(self.where, name, shape, dtype)
+
+    def _blocks(self, frame: Any, cells: tuple[int, int]) -> dict[str, Array]:
+        if not self._request.want.blocks:
             return {}
         kinds = {"mode": np.uint8, "qp": np.int8, "cu_size": np.uint8}
         made = {name: self._array(name, cells, kind) for name, kind in kinds.items()}
         frame.blocks(*made.values())
         return made
 
-    def _bits(self, frame: Any) -> dict[str, npt.NDArray[Any]]:
-        if not self._want.bits:
+    def _bits(self, frame: Any) -> dict[str, Array]:
+        if not self._request.want.bits:
             return {}
         made = self._array("ctb_bits", (frame.ctbs_down, frame.ctbs_across), np.uint32)
         frame.ctb_bits(made)
         return {"ctb_bits": made}
+
+
+def _decoded(
+    decoder: Any, pictures: Iterable[CodedPicture], entry: _Entry | None
+) -> Iterator[tuple[Any, _Coded]]:
+    """Every decoded frame in output order, with what is known of its access unit."""
+    waiting: dict[int, _Coded] = {}
+
+    def ready() -> Iterator[tuple[Any, _Coded]]:
+        for frame in iter(decoder.pop, None):
+            # A packet should hold one picture; a second one has neither time nor bytes of its own.
+            yield frame, waiting.pop(frame.tag, _Coded())
+
+    for number, picture in enumerate(pictures):
+        if entry and number < entry.packet:
+            decoder.skim(picture.payload)
+            continue
+        waiting[number] = _Coded.of(picture)
+        decoder.push(picture.payload, number)
+        yield from ready()
+    decoder.flush()
+    yield from ready()
+
+
+class HevcSignals(ExactSignals):
+    """SignalSource of an HEVC video; iterate it once.
+
+    A window that starts later is decoded from the last random access picture before it: up to
+    there headers alone are read, so that order counts and numbers are those of the whole video.
+    Raises MediaError where the file is no readable video and CodecError where it is not HEVC, uses
+    a tool that the decoder leaves out, changes its picture size, or ends before the window starts.
+    """
+
+    origin: Origin = ORIGIN
+
+    def __init__(self, media: Media, request: Request = Request()) -> None:
+        where = media_name(media)
+        self._media = media
+        self._container, self._stream = open_video(media, where)
+        context = self._stream.codec_context
+        if context.name != "hevc":
+            self.close()
+            raise CodecError(where, f"is {context.name}", allowed=f"hevc for {ORIGIN}")
+        super().__init__(where, context.height, context.width, request)
+        self._started = False
+
+    def __iter__(self) -> Iterator[CodecSignals]:
+        if self._started:
+            raise read_already(self.where)
+        self._started = True
+        configuration = self._stream.codec_context.extradata or b""
+        entry = self._find_entry(configuration) if self._request.start else None
+        yield from self.signals(configuration, self._pictures(), entry)
+
+    def _pictures(self) -> Iterator[CodedPicture]:
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    time = None if packet.pts is None else float(packet.pts * packet.time_base)
+                    yield CodedPicture(bytes(packet), time, packet.is_discard)
+        except av.error.FFmpegError as error:
+            raise cut_short(self.where, error) from error
+
+    def _find_entry(self, configuration: bytes) -> _Entry:
+        """The last random access point at or before the window's first frame, found by reading
+        headers; the container stands at its start again."""
+        start = self._request.start
+        decoder = native().HevcDecoder(configuration, False, False)
+        shown: list[tuple[int, int, int]] = []  # (sequence, picture order count, packet)
+        random_access: list[int] = []
+        for number, picture in enumerate(self._pictures()):
+            found = decoder.skim(picture.payload)
+            if found is None:
+                continue
+            sequence, poc, is_random_access, is_shown = found
+            if is_shown and not picture.hidden:
+                shown.append((sequence, poc, number))
+                random_access += [number] * is_random_access
+            if len(shown) > start + 2 * REORDERED:
+                break
+        if len(shown) <= start:
+            raise past_the_end(self.where, start, len(shown))
+        places = {packet: place for place, (*_, packet) in enumerate(sorted(shown))}
+        self.close()
+        self._container, self._stream = open_video(self._media, self.where)
+        before = [packet for packet in random_access if places[packet] <= start]
+        return _Entry(max(before, default=0), places)
+
+    def shown_at(self, number: int, time: float | None) -> float:
+        return shown_at(self._stream, number, time)
 
     def close(self) -> None:
         self._container.close()

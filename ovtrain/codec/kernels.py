@@ -30,6 +30,11 @@ except ImportError:
     )
 
 
+def has_native() -> bool:
+    """Whether the extension is built."""
+    return _native is not None
+
+
 def native() -> Any:
     """The extension module. Raises CodecError where it is not built."""
     if _native is None:

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from ovtrain.codec.hevc import HevcSignals, Want
+from ovtrain.codec import Want, open_signals
+from ovtrain.codec.hevc import HevcSignals
 from ovtrain.schema.errors import CodecError, MediaError
 from tests.unit.codec.pictures import encode, moving_square, pan
 
@@ -57,7 +58,7 @@ def test_motion_of_a_pan_points_against_it():
 def test_maps_are_cropped_to_the_display_window(size: tuple[int, int]):
     height, width = size
     clip = pan(6, side=160)[:, :height, :width]
-    with HevcSignals(x265(clip), Want(blocks=True, bits=True)) as source:
+    with open_signals(x265(clip), want=Want(blocks=True, bits=True)) as source:
         assert (source.height, source.width) == size
         for signals in source:
             cells = (-(-height // 4), -(-width // 4))
@@ -77,7 +78,7 @@ def test_maps_are_cropped_to_the_display_window(size: tuple[int, int]):
 
 def test_what_is_not_wanted_is_not_made():
     data = x265(moving_square(6))
-    with HevcSignals(data, Want(residual=False)) as source:
+    with open_signals(data, want=Want(residual=False)) as source:
         motion_only = list(source)
     with HevcSignals(data) as source:
         whole = list(source)
@@ -97,13 +98,13 @@ def test_outputs_go_into_the_callers_arrays():
     def allocate(field, shape, dtype):
         return next(rows) if field == "residual" else np.empty(shape, dtype)
 
-    with HevcSignals(data, allocate=allocate) as source:
+    with open_signals(data, allocate=allocate) as source:
         found = list(source)
     assert all(np.shares_memory(s.residual, stack) for s in found)
     with HevcSignals(data) as source:
         assert np.array_equal(stack, [s.residual for s in source])
     with (
-        HevcSignals(data, allocate=lambda *_: np.empty(3, np.int16)) as source,
+        open_signals(data, allocate=lambda *_: np.empty(3, np.int16)) as source,
         pytest.raises(CodecError, match=r"array given for motion is int16 \(3,\); allowed: contig"),
     ):
         next(iter(source))

@@ -216,6 +216,15 @@ void bind_hevc(nb::module_& m) {
                 self.push(span, tag);
             },
             nb::arg("packet"), nb::arg("tag"))
+        .def(
+            "skim",
+            [](Decoder& self, const nb::bytes& packet) -> nb::object {
+                const std::optional<Skimmed> found = self.skim(span_of(packet));
+                if (!found) return nb::none();
+                return nb::make_tuple(found->sequence, found->poc, found->random_access,
+                                      found->shown);
+            },
+            nb::arg("packet"))
         .def("flush", &Decoder::flush, nb::call_guard<nb::gil_scoped_release>())
         .def("pop",
              [](Decoder& self) -> nb::object {

@@ -43,13 +43,40 @@ void Decoder::decode_nal(Span nal, int64_t tag) {
         if (header.type >= VPS && header.type <= END_OF_BITSTREAM) finish_picture();
         if (header.type == END_OF_SEQUENCE || header.type == END_OF_BITSTREAM)
             starts_sequence_ = true;
-        if (header.type != SPS && header.type != PPS) return;
-        const Span payload = extract_payload(nal, payload_);
-        const BitReader bits(payload.data, payload.bytes);
-        header.type == SPS ? store_sps(bits) : store_pps(bits);
+        if (header.type == SPS || header.type == PPS) store_parameters(nal, header);
     } catch (const Damaged& error) {
         fault(error.what());
     }
+}
+
+std::optional<Skimmed> Decoder::skim(Span packet) {
+    std::optional<Skimmed> found;
+    was_skimmed_ = true;
+    for (const Span& nal : split_nals(packet, length_bytes_)) {
+        try {
+            const NalHeader header = parse_nal_header(nal);
+            if (header.layer > 0) continue;
+            if (header.type == END_OF_SEQUENCE || header.type == END_OF_BITSTREAM)
+                starts_sequence_ = true;
+            if (header.type == SPS || header.type == PPS) store_parameters(nal, header);
+            if (found || !header.is_slice() || nal.bytes <= 3 || !(nal.data[2] & 0x80)) continue;
+            const Span payload = extract_payload(nal, payload_);
+            BitReader bits(payload.data, payload.bytes);
+            const ParsedHeader parsed = parse_slice_header(
+                bits, header, [this](int id) { return find_sets(id); }, nullptr);
+            const bool decodes = place_picture(parsed.header, parsed.sets->sps->log2_max_poc_lsb);
+            found = Skimmed{sequence_, poc_, header.is_irap(), decodes && parsed.header.output};
+        } catch (const Damaged&) {
+            // It is met again where the packet is decoded.
+        }
+    }
+    return found;
+}
+
+void Decoder::store_parameters(Span nal, const NalHeader& header) {
+    const Span payload = extract_payload(nal, payload_);
+    const BitReader bits(payload.data, payload.bytes);
+    header.type == SPS ? store_sps(bits) : store_pps(bits);
 }
 
 void Decoder::store_sps(BitReader bits) {
@@ -95,33 +122,44 @@ void Decoder::decode_slice(Span nal, const NalHeader& nal_header, int64_t tag) {
     decode_segment(parsed, payload);
 }
 
-// 8.1.3, 8.3.1, 8.3.2; false where the picture is not decoded (RASL behind a random access)
-bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes) {
-    const SliceHeader& header = parsed.header;
+// 8.1.3, 8.3.1: the picture's sequence and order count; false where it is not decoded (RASL behind a
+// random access)
+bool Decoder::place_picture(const SliceHeader& header, int log2_max_poc_lsb) {
     const bool irap = header.nal.is_irap();
     const bool starts = irap && (header.nal.is_idr() || header.nal.is_bla() || starts_sequence_);
     require(irap || !starts_sequence_, "the stream does not start with a random access picture");
     if (irap) drops_rasl_ = starts;
     if (header.nal.is_rasl() && drops_rasl_) return false;
     starts_sequence_ = false;
-    if (starts) {
+    if (starts) ++sequence_;
+    poc_ = picture_order_count(header, log2_max_poc_lsb, previous_poc_, starts);
+    if (header.nal.temporal_id == 0 && !header.nal.is_rasl() && !header.nal.is_radl() &&
+        !header.nal.is_sub_layer_non_reference())
+        previous_poc_ = poc_;
+    return true;
+}
+
+// False where the picture is not decoded
+bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes) {
+    const SliceHeader& header = parsed.header;
+    const uint64_t sequence = sequence_;
+    if (!place_picture(header, parsed.sets->sps->log2_max_poc_lsb)) return false;
+    if (was_skimmed_ && header.nal.is_irap()) drops_rasl_ = true;
+    was_skimmed_ = false;
+    if (sequence_ != sequence) {
         release(0);
         buffer_.unmark_all();
-        ++sequence_;
     }
     current_ = buffer_.fresh(parsed.sets);
     current_->sequence = sequence_;
     current_->tag = tag;
     current_->coded_bytes = bytes;
-    current_->poc = picture_order_count(header, parsed.sets->sps->log2_max_poc_lsb, previous_poc_,
-                                        starts);
-    if (header.nal.temporal_id == 0 && !header.nal.is_rasl() && !header.nal.is_radl() &&
-        !header.nal.is_sub_layer_non_reference())
-        previous_poc_ = current_->poc;
+    current_->poc = poc_;
     current_->waits_for_output = header.output;
     references_ = ReferenceSets();
     if (!header.nal.is_idr()) references_ = buffer_.apply(header, *current_);
-    if (references_.missing) current_->ok = false;
+    // An IRAP picture reads none of them; leading pictures that do are marked themselves.
+    if (references_.missing && !header.nal.is_irap()) current_->ok = false;
     buffer_.tidy();
     return true;
 }
