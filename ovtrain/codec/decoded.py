@@ -111,7 +111,7 @@ class LumaReader:
     def _frame(self, frame: VideoFrame, number: int, ok: bool) -> DecodedFrame:
         check_size(self.where, number, frame, self)
         vectors = frame.side_data.get("MOTION_VECTORS")
-        size, inspected = frame.opaque or (0, None)
+        size, inspected = frame.opaque if isinstance(frame.opaque, tuple) else (0, None)
         return DecodedFrame(
             luma=luma(frame, self.where),
             type=_frame_type(frame),

@@ -126,6 +126,7 @@ class ExactSignals:
         if self._request.want.residual:
             residual = self._array("residual", (self.height, self.width), np.int16)
             frame.residual(residual)
+        made: dict[str, Any] = {**self._blocks(frame, cells), **self._bits(frame)}
         return CodecSignals(
             type=frame.type,
             pts=self.shown_at(number, coded.time),
@@ -136,8 +137,7 @@ class ExactSignals:
             origin=self.origin,
             parse_ok=frame.ok and coded.ok,
             poc=frame.poc,
-            **self._blocks(frame, cells),
-            **self._bits(frame),
+            **made,
         )
 
     def shown_at(self, number: int, time: float | None) -> float:

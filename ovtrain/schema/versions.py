@@ -2,5 +2,5 @@
 
 GENERATOR = 3
 """Of the generated clips."""
-PIPELINE = 2
+PIPELINE = 3
 """Of shards made from the same videos with the same settings."""

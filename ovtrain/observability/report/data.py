@@ -14,6 +14,13 @@ from ovtrain.observability.report.page import Section, absent, table
 
 MOST_PICTURES = 4
 SHOWN_SKIPS = 200
+EXACT = ("hevc-bitstream", "hevc-transcode")
+ORIGINS = {
+    "hevc-bitstream": "exact: motion and residuals of the file's own HEVC bitstream",
+    "hevc-transcode": "exact: motion and residuals of the HEVC bitstream the clip was encoded to",
+    "h264-export": "motion of the file's own H.264 bitstream, residuals estimated",
+    "pixel-estimate": "estimated: block matching and differences of decoded frames",
+}
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -28,10 +35,35 @@ def picture_section(out: Path) -> Section:
         '<p class="sub">Per clip: dense frames, uniformly sampled frames, energy, and the selected '
         "patches (the rest greyed).</p>"
     )
+    text += _origins(out)
     left = len(paths) - len(chosen)
     more = f'<p class="sub">{left} more in the panels folders.</p>' if left else ""
     pictures = "".join(_picture(path, out) for path in chosen)
     return Section(title, f'{text}<div class="pictures columns">{pictures}</div>{more}')
+
+
+def _origins(out: Path) -> str:
+    """What the patches were selected by, over every summary.json of a preparation."""
+    counts: Counter[str] = Counter()
+    for path in out.glob("**/summary.json"):
+        origins = (read_object(path) or {}).get("origins")
+        if isinstance(origins, dict):
+            counts.update({str(name): int(count) for name, count in origins.items()})
+    if not counts:
+        return absent("No summary.json here says which codec signals the patches were selected by.")
+    rows = [
+        [escape(name), str(count), escape(ORIGINS.get(name, "unknown to this version"))]
+        for name, count in counts.most_common()
+    ]
+    exact, total = sum(counts[name] for name in EXACT), counts.total()
+    if exact == total:
+        sentence = f"The patches of all {total} clips were selected by exact codec signals."
+    else:
+        sentence = (
+            f"The patches of {exact} of {total} clips were selected by exact codec signals, the "
+            "others by estimates."
+        )
+    return f"<p>{sentence}</p>{table(('signals', 'clips', 'what they are'), rows, numbers=(1,))}"
 
 
 def _picture(path: Path, out: Path) -> str:
