@@ -12,10 +12,10 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts ``total`` pieces of work under a name."""
+    """Counts pieces of work under a name; ``total`` None where it is not known."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total, self._done = name, total, 0
+    def __init__(self, name: str, total: int | None, unit: str = "files") -> None:
+        self._name, self._total, self._done, self._unit = name, total, 0, unit
         self._last = time.monotonic()
         self._bar: bars.Progress | None = None
         if sys.stdout.isatty():
@@ -52,4 +52,5 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        print(f"{self._name}: {self._done} of {self._total} files", flush=True)
+        of = "" if self._total is None else f" of {self._total}"
+        print(f"{self._name}: {self._done}{of} {self._unit}", flush=True)

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "report": "launch.commands.inspection:report",
     "watch": "launch.commands.inspection:watch",
     "data": "launch.commands.data:data",
+    "codec": "launch.commands.codec:codec",
     "launch": "launch.commands.slurm:launch",
 }
 

@@ -50,18 +50,51 @@ class ClipEnergy:
     damaged: int
 
 
-def clip_energy(
-    source: Iterable[CodecSignals],
-    grid: PatchGrid,
-    config: EnergyConfig,
-    *,
-    frame_indices: Sequence[int] | None = None,
-    accumulate: bool = True,
-) -> EnergyMap:
-    """The ``map`` of ``measure_clip``."""
-    return measure_clip(
-        source, grid, config, frame_indices=frame_indices, accumulate=accumulate
-    ).map
+@dataclass(frozen=True)
+class VideoEnergy:
+    """energy (F, H/p, W/p) float32 in [0, 1] of F consecutive frames; intra, damaged (F,) bool."""
+
+    energy: FloatArray
+    intra: npt.NDArray[np.bool_]
+    damaged: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    def clip(self, frame_indices: Sequence[int], *, accumulate: bool = True) -> ClipEnergy:
+        """The energy of frames taken in rising order. Raises CodecError."""
+        taken = list(frame_indices)
+        if not taken or taken != sorted(taken) or taken[0] < 0:
+            raise CodecError("frame_indices", f"{len(taken)} indices", allowed="rising from 0")
+        if taken[-1] >= len(self):
+            found = f"{len(self)} frames; frame {taken[-1]} is asked for"
+            fix = "take a shorter clip or leave the file out"
+            raise CodecError("codec signals", found, fix=fix)
+        energy = _gathered(self.energy, taken) if accumulate else self.energy[taken]
+        return ClipEnergy(
+            np.rint(energy * FULL_SCALE).astype(np.uint16),
+            int(self.intra[taken].sum()),
+            int(self.damaged[taken].sum()),
+        )
+
+
+def measure_video(
+    source: Iterable[CodecSignals], grid: PatchGrid, config: EnergyConfig
+) -> VideoEnergy:
+    """Energy of every frame of ``source`` on the patches of one frame of ``grid``. It holds one
+    frame of signals at a time (with ``normalise: clip`` all of them)."""
+    intra: list[bool] = []
+    damaged: list[bool] = []
+
+    def noted() -> Iterator[CodecSignals]:
+        for signals in source:
+            intra.append(signals.type == "I")
+            damaged.append(not signals.parse_ok)
+            yield signals
+
+    energies = list(_energies(noted(), grid, config))
+    whole = _from_neighbours(energies, grid)
+    return VideoEnergy(whole, np.array(intra, np.bool_), np.array(damaged, np.bool_))
 
 
 def measure_clip(
@@ -78,29 +111,25 @@ def measure_clip(
     beyond the last of them is read. Raises CodecError where the source ends before.
     """
     taken = list(range(grid.frames)) if frame_indices is None else list(frame_indices)
-    if len(taken) != grid.frames or taken != sorted(taken) or taken[0] < 0:
+    if len(taken) != grid.frames:
         found = f"{len(taken)} indices for {grid.frames} frames"
         raise CodecError("frame_indices", found, allowed="one per frame, rising from 0")
-    intra: list[bool] = []
-    damaged: list[bool] = []
+    read = islice(source, max(taken) + 1)
+    return measure_video(read, grid, config).clip(taken, accumulate=accumulate)
 
-    def noted() -> Iterator[CodecSignals]:
-        for signals in islice(source, taken[-1] + 1):
-            intra.append(signals.type == "I")
-            damaged.append(not signals.parse_ok)
-            yield signals
 
-    energies = list(_energies(noted(), grid, config))
-    if len(energies) <= taken[-1]:
-        found = f"{len(energies)} frames; frame {taken[-1]} is asked for"
-        raise CodecError("codec signals", found, fix="take a shorter clip or leave the file out")
-    whole = _from_neighbours(energies, grid)
-    energy = _gathered(whole, taken) if accumulate else whole[taken]
-    return ClipEnergy(
-        np.rint(energy * FULL_SCALE).astype(np.uint16),
-        sum(intra[i] for i in taken),
-        sum(damaged[i] for i in taken),
-    )
+def clip_energy(
+    source: Iterable[CodecSignals],
+    grid: PatchGrid,
+    config: EnergyConfig,
+    *,
+    frame_indices: Sequence[int] | None = None,
+    accumulate: bool = True,
+) -> EnergyMap:
+    """The ``map`` of ``measure_clip``."""
+    return measure_clip(
+        source, grid, config, frame_indices=frame_indices, accumulate=accumulate
+    ).map
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The report is one self-contained page, in a real browser too, and copes with absent inputs."""
 
+import json
 import os
 import re
 import shutil
@@ -64,6 +65,20 @@ def test_an_empty_folder_names_what_is_absent(tmp_path):
     assert page.count('class="absent"') == 10
     for text in ("the probe has not run", "no training has logged", "nothing has been clustered"):
         assert text in page
+
+
+def test_what_selected_the_patches_is_said(tmp_path):
+    out = write_demo(tmp_path)
+    for name, origins in {"a": {"hevc-transcode": 5}, "b": {"hevc-transcode": 2}}.items():
+        (out / name).mkdir()
+        (out / name / "summary.json").write_text(json.dumps({"origins": origins}))
+    page = write_report(out).read_text()
+    assert "The patches of all 7 clips were selected by exact codec signals." in page
+    (out / "b/summary.json").write_text('{"origins": {"pixel-estimate": 2}}')
+    page = write_report(out).read_text()
+    assert "The patches of 5 of 7 clips were selected by exact codec signals, the others" in page
+    assert "estimated: block matching" in page
+    check_markup(page)
 
 
 def test_a_skipped_probe_and_broken_files_are_said(tmp_path):
