@@ -4,7 +4,7 @@
 
 namespace ovtrain::hevc {
 
-Decoder::Decoder(Wanted wanted, Span configuration) : wanted_(wanted), buffer_(wanted) {
+Decoder::Decoder(Wanted wanted, Span configuration) : wanted_(wanted) {
     const Configuration found = parse_configuration(configuration);
     length_bytes_ = found.length_bytes;
     for (const Span& nal : found.nals) decode_nal(nal, -1);
@@ -150,7 +150,9 @@ bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t byte
         release(0);
         buffer_.unmark_all();
     }
-    current_ = buffer_.fresh(parsed.sets);
+    // A packet holds one picture; this bounds what many in one would hold until they are popped.
+    require(ready_.size() <= most_pictures(*parsed.sets->sps), "too many pictures in a packet");
+    current_ = buffer_.fresh(parsed.sets, wanted_);
     current_->sequence = sequence_;
     current_->tag = tag;
     current_->coded_bytes = bytes;
@@ -204,9 +206,9 @@ void Decoder::finish_picture() {
     release(most_waiting);
 }
 
-// C.5.2.3: output pictures until no more than so many wait
+// C.5.2.3: output pictures until no more than so many wait, and none that there is no room for
 void Decoder::release(int most_waiting) {
-    while (buffer_.waiting() > most_waiting) {
+    while (buffer_.waiting() > (buffer_.overfull() ? 0 : most_waiting)) {
         PicturePtr picture = buffer_.next_output();
         picture->waits_for_output = false;
         ready_.push_back(std::move(picture));

@@ -8,7 +8,6 @@ namespace ovtrain::hevc {
 
 namespace {
 
-constexpr uint32_t MAX_LUMA_SAMPLES = 35651584;  // level 6.2, table A.8; bounds what is allocated
 constexpr uint32_t MAX_SIDE = 16888;             // sqrt(8 * MAX_LUMA_SAMPLES)
 constexpr int PROFILE_BITS = 88;
 

@@ -11,6 +11,7 @@
 
 namespace ovtrain::hevc {
 
+constexpr uint32_t MAX_LUMA_SAMPLES = 35651584;  // level 6.2, table A.8; bounds what is allocated
 constexpr int MAX_REFERENCES = 16;  // entries of a reference picture list, and of a picture buffer
 
 // 7.4.8: a short-term reference picture set; entries by growing distance

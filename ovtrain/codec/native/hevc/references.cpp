@@ -6,9 +6,21 @@ namespace ovtrain::hevc {
 
 namespace {
 
-constexpr size_t MOST_PICTURES = 64;  // bounds memory where a damaged stream never drops any
+constexpr size_t MOST_POOLED = 2;  // unused pictures that are kept for their memory
+
+bool same_size(const Picture& picture, const SequenceParameterSet& sps) {
+    return picture.sets->sps->width == sps.width && picture.sets->sps->height == sps.height;
+}
 
 }  // namespace
+
+// A.4.2, (A-2), at level 6.2
+size_t most_pictures(const SequenceParameterSet& sps) {
+    const int64_t samples = int64_t(sps.width) * sps.height, most = MAX_LUMA_SAMPLES;
+    if (samples <= most / 4) return 16;
+    if (samples <= most / 2) return 12;
+    return samples <= most * 3 / 4 ? 8 : 6;
+}
 
 int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previous,
                         bool starts_sequence) {
@@ -24,15 +36,16 @@ int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previou
     return msb + header.poc_lsb;
 }
 
-PicturePtr PictureBuffer::fresh(std::shared_ptr<const ActiveSets> sets) {
+PicturePtr PictureBuffer::fresh(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
     PicturePtr picture;
+    if (!pool_.empty() && !same_size(*pool_.back(), *sets->sps)) pool_.clear();
     if (pool_.empty()) {
         picture = std::make_shared<Picture>();
     } else {
         picture = std::move(pool_.back());
         pool_.pop_back();
     }
-    picture->reset(std::move(sets), wanted_);
+    picture->reset(std::move(sets), wanted);
     return picture;
 }
 
@@ -47,7 +60,7 @@ PicturePtr PictureBuffer::find(int poc, int mask, bool any_marking) const {
 
 // 8.3.3.2: a picture without motion; nothing of it is output
 PicturePtr PictureBuffer::absent(const Picture& current, int poc, Marking marking) {
-    PicturePtr picture = fresh(current.sets);
+    PicturePtr picture = fresh(current.sets, Wanted{false, false});
     picture->poc = poc;
     picture->sequence = current.sequence;
     picture->marking = marking;
@@ -57,6 +70,9 @@ PicturePtr PictureBuffer::absent(const Picture& current, int poc, Marking markin
 }
 
 ReferenceSets PictureBuffer::apply(const SliceHeader& header, const Picture& current) {
+    require(header.long_term.size() + size_t(header.short_term.count()) <=
+                most_pictures(*current.sets->sps),
+            "more references than a decoder holds pictures");
     ReferenceSets sets;
     const int every = -1, lsb = (1 << current.sets->sps->log2_max_poc_lsb) - 1;
     std::vector<PicturePtr> kept;
@@ -97,11 +113,14 @@ void PictureBuffer::unmark_all() {
     for (const auto& picture : pictures_) picture->marking = Marking::unused;
 }
 
+bool PictureBuffer::overfull() const {
+    return !pictures_.empty() && pictures_.size() > most_pictures(*pictures_.back()->sets->sps);
+}
+
 void PictureBuffer::tidy() {
-    while (pictures_.size() > MOST_PICTURES) {
+    while (overfull()) {
         pictures_.front()->marking = Marking::unused;
         pictures_.front()->waits_for_output = false;
-        pool_.push_back(std::move(pictures_.front()));
         pictures_.erase(pictures_.begin());
     }
     const auto unneeded = std::stable_partition(
@@ -109,7 +128,7 @@ void PictureBuffer::tidy() {
             return picture->marking != Marking::unused || picture->waits_for_output;
         });
     for (auto it = unneeded; it != pictures_.end(); ++it)
-        if (it->use_count() == 1 && pool_.size() < MAX_REFERENCES) pool_.push_back(std::move(*it));
+        if (it->use_count() == 1 && pool_.size() < MOST_POOLED) pool_.push_back(std::move(*it));
     pictures_.erase(unneeded, pictures_.end());
 }
 

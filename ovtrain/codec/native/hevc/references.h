@@ -25,13 +25,14 @@ using ReferenceLists = std::array<std::array<PicturePtr, MAX_REFERENCES>, 2>;
 int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previous,
                         bool starts_sequence);
 
+// MaxDpbSize: how many pictures of this size a stream may ask a decoder to hold (A.4.2).
+size_t most_pictures(const SequenceParameterSet& sps);
+
 // Decoded pictures that are still referenced or still wait for output.
 class PictureBuffer {
 public:
-    explicit PictureBuffer(Wanted wanted) : wanted_(wanted) {}
-
     // An empty picture, out of reused memory where there is some.
-    PicturePtr fresh(std::shared_ptr<const ActiveSets> sets);
+    PicturePtr fresh(std::shared_ptr<const ActiveSets> sets, Wanted wanted);
 
     // 8.3.2: mark what the header's sets no longer hold as unused, and return what they hold.
     ReferenceSets apply(const SliceHeader& header, const Picture& current);
@@ -41,7 +42,10 @@ public:
     // No picture is a reference any more (an IRAP picture that starts a sequence).
     void unmark_all();
 
-    // Drop the pictures that nobody needs.
+    // Whether it holds more than a conforming stream asks for
+    bool overfull() const;
+
+    // Drop the pictures that nobody needs, and the oldest where there are too many.
     void tidy();
 
     // The waiting picture that comes first in output order (C.5.2.4), or null
@@ -52,7 +56,6 @@ private:
     PicturePtr find(int poc, int mask, bool any_marking) const;
     PicturePtr absent(const Picture& current, int poc, Marking marking);
 
-    Wanted wanted_;
     std::vector<PicturePtr> pictures_;
     std::vector<PicturePtr> pool_;
 };
