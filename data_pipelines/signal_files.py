@@ -76,7 +76,7 @@ class NpzWriter:
     def append(self, name: str, row: Array) -> None:
         """Add a row of the shape and type of those before it."""
         if name not in self._rows:
-            file = tempfile.TemporaryFile(dir=self._folder)
+            file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by ``write``
             packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1)
             self._rows[name] = _Rows(file, packed, row.shape, row.dtype)
         rows = self._rows[name]

@@ -66,10 +66,11 @@ class LumaReader:
     ``inspect`` sees each packet before it is decoded.
     """
 
-    def __init__(self, media: Media, *, vectors: bool = False) -> None:
-        self.where = media_name(media)
+    def __init__(self, media: Media | Video, *, vectors: bool = False) -> None:
+        video = opened(media)
+        self.where = video.where
         self.inspect: Callable[[bytes], int | None] | None = None
-        self._container, self._stream = open_video(media, self.where)
+        self._container, self._stream = video.container, video.stream
         context = self._stream.codec_context
         context.thread_count = 1
         context.copy_opaque = True
@@ -170,12 +171,32 @@ def cut_short(where: str, error: av.error.FFmpegError) -> MediaError:
     return MediaError(where, f"cannot be read to its end ({reason_of(error)})", fix=FIX)
 
 
-def open_video(media: Media, where: str) -> tuple[InputContainer, VideoStream]:
-    """A container and its best video track; a binary file is read from its start. Raises
-    MediaError."""
+@dataclass(frozen=True)
+class Video:
+    """An open container and its best video track."""
+
+    media: Media
+    container: InputContainer
+    stream: VideoStream
+
+    @property
+    def where(self) -> str:
+        return media_name(self.media)
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the track's codec."""
+        return self.stream.codec_context.name
+
+
+def opened(media: Media | Video) -> Video:
+    """The video as it is, or opened; a binary file is read from its start. Raises MediaError."""
+    if isinstance(media, Video):
+        return media
+    where = media_name(media)
     container = _open(media, where)
     try:
-        return container, _video_stream(container, where)
+        return Video(media, container, _video_stream(container, where))
     except MediaError:
         container.close()
         raise

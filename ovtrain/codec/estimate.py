@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.codec.bitstream import CodecSignals, FrameType, Origin, Request
-from ovtrain.codec.decoded import DecodedFrame, DecodedSignals, LumaReader, Media
+from ovtrain.codec.decoded import DecodedFrame, DecodedSignals, LumaReader, Media, Video
 from ovtrain.codec.kernels import Luma, block_motion, compensate, spread
 from ovtrain.schema.errors import CodecError
 
@@ -32,7 +32,7 @@ a vector that pays for its bits; without this, quantisation flicker on plain gro
 random."""
 
 
-def open_estimate(media: Media, request: Request = Request()) -> DecodedSignals:
+def open_estimate(media: Media | Video, request: Request = Request()) -> DecodedSignals:
     """Estimated signals of any video FFmpeg decodes. Raises MediaError, CodecError."""
     return DecodedSignals(LumaReader(media), ORIGIN, estimates, request)
 

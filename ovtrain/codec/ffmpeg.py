@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.codec.bitstream import UNKNOWN_DELTA, CodecSignals, Origin, Request
-from ovtrain.codec.decoded import DecodedFrame, DecodedSignals, LumaReader, Media
+from ovtrain.codec.decoded import DecodedFrame, DecodedSignals, LumaReader, Media, Video
 from ovtrain.codec.h264_headers import H264Headers
 from ovtrain.codec.kernels import Luma, compensate, spread
 from ovtrain.schema.errors import CodecError
@@ -33,7 +33,7 @@ MAX_WAIT = 16
 IntArray = npt.NDArray[np.int16]
 
 
-def open_h264(media: Media, request: Request = Request()) -> DecodedSignals:
+def open_h264(media: Media | Video, request: Request = Request()) -> DecodedSignals:
     """Exported signals of an H.264 video. Raises MediaError, CodecError."""
     reader = LumaReader(media, vectors=True)
     if reader.codec != "h264":

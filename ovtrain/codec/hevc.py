@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av.error
@@ -21,10 +22,10 @@ from ovtrain.codec.bitstream import Array, CodecSignals, Origin, Request
 from ovtrain.codec.decoded import (
     FIX,
     Media,
+    Video,
     check_size,
     cut_short,
-    media_name,
-    open_video,
+    opened,
     past_the_end,
     read_already,
     shown_at,
@@ -196,12 +197,10 @@ class HevcSignals(ExactSignals):
 
     origin: Origin = ORIGIN
 
-    def __init__(self, media: Media, request: Request = Request()) -> None:
-        where = media_name(media)
-        self._media = media
-        self._container, self._stream = open_video(media, where)
-        context = self._stream.codec_context
-        if context.name != "hevc":
+    def __init__(self, media: Media | Video, request: Request = Request()) -> None:
+        self._video = opened(media)
+        where, context = self._video.where, self._video.stream.codec_context
+        if self._video.codec != "hevc":
             self.close()
             raise CodecError(where, f"is {context.name}", allowed=f"hevc for {ORIGIN}")
         super().__init__(where, context.height, context.width, request)
@@ -211,15 +210,18 @@ class HevcSignals(ExactSignals):
         if self._started:
             raise read_already(self.where)
         self._started = True
-        configuration = self._stream.codec_context.extradata or b""
+        configuration = self._video.stream.codec_context.extradata or b""
         entry = self._find_entry(configuration) if self._request.start else None
         yield from self.signals(configuration, self._pictures(), entry)
 
     def _pictures(self) -> Iterator[CodedPicture]:
+        base = self._video.stream.time_base or Fraction(1)
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._video.container.demux(self._video.stream):
                 if packet.size:
-                    time = None if packet.pts is None else float(packet.pts * packet.time_base)
+                    time = packet.pts
+                    if time is not None:
+                        time = time * base.numerator / base.denominator
                     yield CodedPicture(bytes(packet), time, packet.is_discard)
         except av.error.FFmpegError as error:
             raise cut_short(self.where, error) from error
@@ -245,15 +247,15 @@ class HevcSignals(ExactSignals):
             raise past_the_end(self.where, start, len(shown))
         places = {packet: place for place, (*_, packet) in enumerate(sorted(shown))}
         self.close()
-        self._container, self._stream = open_video(self._media, self.where)
+        self._video = opened(self._video.media)
         before = [packet for packet in random_access if places[packet] <= start]
         return _Entry(max(before, default=0), places)
 
     def shown_at(self, number: int, time: float | None) -> float:
-        return shown_at(self._stream, number, time)
+        return shown_at(self._video.stream, number, time)
 
     def close(self) -> None:
-        self._container.close()
+        self._video.container.close()
 
     def __enter__(self) -> HevcSignals:
         return self

@@ -14,7 +14,7 @@ from ovtrain.codec.bitstream import (
     Want,
     new_array,
 )
-from ovtrain.codec.decoded import LumaReader, Media, media_name
+from ovtrain.codec.decoded import Media, Video, media_name, opened
 from ovtrain.codec.estimate import open_estimate
 from ovtrain.codec.ffmpeg import open_h264
 from ovtrain.codec.hevc import HevcSignals
@@ -28,7 +28,7 @@ class Rung:
     """``codecs``: FFmpeg names of the codecs it serves; empty = all. ``works``: whether this
     installation has what it needs."""
 
-    open: Callable[[Media, Request], SignalSource]
+    open: Callable[[Media | Video, Request], SignalSource]
     codecs: tuple[str, ...] = ()
     works: Callable[[], bool] = lambda: True
 
@@ -69,14 +69,9 @@ def open_signals(
     request = Request(want, allocate, start, stop)
     if origin is not None:
         return _rung(origin, media_name(media)).open(media, request)
-    codec = _codec(media)
-    return next(rung for rung in LADDER.values() if rung.serves(codec)).open(media, request)
-
-
-def _codec(media: Media) -> str:
-    reader = LumaReader(media)
-    reader.close()
-    return reader.codec
+    video = opened(media)
+    rung = next(rung for rung in LADDER.values() if rung.serves(video.codec))
+    return rung.open(video, request)
 
 
 def _rung(origin: Origin, where: str) -> Rung:

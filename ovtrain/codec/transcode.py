@@ -19,7 +19,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 
 from ovtrain.codec.bitstream import CodecSignals, Origin, Request
-from ovtrain.codec.decoded import DecodedFrame, LumaReader, Media, reason_of
+from ovtrain.codec.decoded import DecodedFrame, LumaReader, Media, Video, reason_of
 from ovtrain.codec.hevc import CodedPicture, ExactSignals
 from ovtrain.schema.errors import CodecError
 
@@ -63,7 +63,10 @@ class TranscodedSignals(ExactSignals):
     origin: Origin = ORIGIN
 
     def __init__(
-        self, media: Media, request: Request = Request(), settings: HevcSettings = HevcSettings()
+        self,
+        media: Media | Video,
+        request: Request = Request(),
+        settings: HevcSettings = HevcSettings(),
     ) -> None:
         self._reader = LumaReader(media)
         self._settings = settings

@@ -16,49 +16,16 @@ import numpy as np
 import pytest
 
 from tests.helpers.hevc_oracle import Signals, Verdict, check
-from tests.unit.codec.pictures import encode, texture
+from tests.helpers.hevc_recipes import FORMATS, RECIPES, layers, x265
 
 _native = pytest.importorskip("ovtrain.codec._native")
 
 STREAMS = os.environ.get("OVTRAIN_STREAMS", "")
-FILTERLESS = "no-deblock=1:no-sao=1:log-level=error:pools=none:keyint=10:frame-threads=1:"
-RECIPES = {
-    "ctu 16": "ctu=16:min-cu-size=8:max-tu-size=16",
-    "ctu 32": "ctu=32:rect=1:amp=1",
-    "ctu 64": "ctu=64:rd=4:tu-inter-depth=4:tu-intra-depth=4",
-    "b-pyramid": "bframes=7:b-pyramid=1:b-adapt=0:keyint=24",
-    "several references": "ref=5:bframes=2",
-    "weighted": "weightp=1:weightb=1:bframes=3:ref=3",
-    "wpp": "wpp=1:ctu=16",
-    "slices": "slices=3:ctu=16:pools=2:wpp=1",  # x265 crashes on slices without threads
-    "tskip": "tskip=1:crf=12",
-    "lossless": "lossless=1",
-    "cu lossless": "cu-lossless=1:crf=8:rd=5",
-    "open gop": "open-gop=1:bframes=3:keyint=6:min-keyint=6",
-    "intra refresh": "intra-refresh=1:bframes=0",
-    "scaling list": "scaling-list=default",
-    "no sign hiding": "signhide=0",
-    "constrained intra": "constrained-intra=1",
-    "quantization groups": "aq-mode=2:qg-size=8:aq-strength=2",
-    "qp 4": "qp=4",
-    "qp 48": "qp=48",
-    "no tmvp": "temporal-mvp=0",
-}
 
 
 @pytest.fixture(scope="module")
 def clip() -> np.ndarray:
-    """(14, 136, 200) uint8: two layers that move apart, a fade, noise."""
-    rng = np.random.default_rng(0)
-    back, front = texture(220, 300, 1), texture(60, 70, 2)
-    pictures = []
-    for t in range(14):
-        picture = back[3 * t // 2 :, 2 * t :][:136, :200].astype(np.float64)
-        x, y = 20 + 8 * t, 60 - 3 * t
-        picture[y : y + 60, x : x + 70] = front
-        picture = picture * (1 - 0.04 * t) + rng.normal(0, 2, picture.shape)
-        pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
-    return np.stack(pictures)
+    return layers()
 
 
 def signals_of(data: bytes) -> list[Signals]:
@@ -135,18 +102,13 @@ def verdict_of(data: bytes) -> Verdict:
     return verdict
 
 
-def x265(clip: np.ndarray, recipe: str, pix_fmt: str = "yuv420p") -> bytes:
-    options = {"preset": "medium", "x265-params": FILTERLESS + recipe}
-    return encode(clip, "libx265", options, pix_fmt=pix_fmt)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_block_is_rebuilt(clip: np.ndarray, name: str):
     verdict = verdict_of(x265(clip, RECIPES[name]))
     assert (verdict.wrong_inter, verdict.wrong_intra) == (0, 0)
 
 
-@pytest.mark.parametrize("pix_fmt", ["yuv420p10", "yuv422p", "yuv444p", "yuv444p12", "gray"])
+@pytest.mark.parametrize("pix_fmt", FORMATS)
 def test_every_block_is_rebuilt_at_other_depths_and_chroma_formats(clip: np.ndarray, pix_fmt: str):
     verdict = verdict_of(x265(clip, "bframes=2:rect=1", pix_fmt))
     assert (verdict.wrong_inter, verdict.wrong_intra) == (0, 0)

@@ -35,10 +35,11 @@ struct Frame {
     // Call visit(place in the caller's grid, x, y) for each 4x4 block of the window.
     template <typename Visit>
     void each_cell(Visit visit) const {
+        const int left = sps().crop_left, top = sps().crop_top;
+        const int down = cells_down(), across = cells_across();
         size_t place = 0;
-        for (int i = 0; i < cells_down(); ++i)
-            for (int j = 0; j < cells_across(); ++j, ++place)
-                visit(place, sps().crop_left + 4 * j, sps().crop_top + 4 * i);
+        for (int i = 0; i < down; ++i)
+            for (int j = 0; j < across; ++j, ++place) visit(place, left + 4 * j, top + 4 * i);
     }
 
     template <typename Array>
@@ -68,21 +69,35 @@ void copy_motion(const Frame& frame, Out<int16_t, 4> out) {
     });
 }
 
+// Current - reference by list and reference index + 1; index -1, no reference, has 0.
+using Distances = std::array<std::array<int16_t, MAX_REFERENCES + 1>, 2>;
+
+Distances distances_of(const Picture& picture, const SliceReferences& slice) {
+    Distances found{};
+    for (size_t list = 0; list < 2; ++list)
+        for (size_t i = 0; i < MAX_REFERENCES; ++i)
+            found[list][i + 1] =
+                int16_t(std::clamp(picture.poc - slice.poc[list][i], -32767, 32767));
+    return found;
+}
+
 void copy_reference_delta(const Frame& frame, Out<int16_t, 3> out) {
     frame.check_grid(out);
     if (out.shape(2) != 2)
         throw std::invalid_argument("reference_delta needs an array of shape (h4, w4, 2)");
     int16_t* to = out.data();
     nb::gil_scoped_release release;
+    const Picture& picture = *frame.picture;
+    std::vector<Distances> slices;
+    for (const SliceReferences& slice : picture.slices)
+        slices.push_back(distances_of(picture, slice));
+    const int shift = frame.sps().log2_ctb, across = frame.sps().ctbs_across();
     frame.each_cell([&](size_t place, int x, int y) {
-        const Motion& motion = frame.picture->motion_at(x, y);
-        for (size_t list = 0; list < 2; ++list) {
-            int delta = 0;
-            if (motion.uses(int(list)))
-                delta = frame.picture->poc -
-                        frame.picture->slice_at(x, y).poc[list][size_t(motion.reference[list])];
-            to[2 * place + list] = int16_t(std::clamp(delta, -32767, 32767));
-        }
+        const size_t ctb = size_t((y >> shift) * across + (x >> shift));
+        const Distances& distances = slices[picture.slice_index[ctb]];
+        const auto& reference = picture.motion_at(x, y).reference;
+        to[2 * place] = distances[0][size_t(reference[0] + 1)];
+        to[2 * place + 1] = distances[1][size_t(reference[1] + 1)];
     });
 }
 

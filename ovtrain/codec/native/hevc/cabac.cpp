@@ -6,7 +6,9 @@ namespace ovtrain::hevc {
 
 namespace tables {
 
-const uint8_t RANGE_LPS[64][4] = {
+namespace {
+
+constexpr uint8_t RANGE_LPS[64][4] = {  // table 9-46
     {128, 176, 208, 240}, {128, 167, 197, 227}, {128, 158, 187, 216}, {123, 150, 178, 205},
     {116, 142, 169, 195}, {111, 135, 160, 185}, {105, 128, 152, 175}, {100, 122, 144, 166},
     {95, 116, 137, 158},  {90, 110, 130, 150},  {85, 104, 123, 142},  {81, 99, 117, 135},
@@ -24,27 +26,27 @@ const uint8_t RANGE_LPS[64][4] = {
     {8, 9, 11, 13},       {7, 9, 11, 12},       {7, 9, 10, 12},       {7, 8, 10, 11},
     {6, 8, 9, 11},        {6, 7, 9, 10},        {6, 7, 8, 9},         {2, 2, 2, 2}};
 
-namespace {
-
 constexpr uint8_t AFTER_LPS[64] = {
     0,  0,  1,  2,  2,  4,  4,  5,  6,  7,  8,  9,  9,  11, 11, 12, 13, 13, 15, 15, 16, 16,
     18, 18, 19, 19, 21, 21, 22, 22, 23, 24, 24, 25, 26, 26, 27, 27, 28, 29, 29, 30, 30, 30,
     31, 32, 32, 33, 33, 33, 34, 34, 35, 35, 35, 36, 36, 36, 37, 37, 37, 38, 38, 63};
 
-constexpr std::array<std::array<uint8_t, 2>, 128> next_states() {
-    std::array<std::array<uint8_t, 2>, 128> next{};
-    for (int state = 0; state < 64; ++state)
-        for (int mps = 0; mps < 2; ++mps) {
-            auto& row = next[size_t(state << 1 | mps)];
-            row[0] = uint8_t(AFTER_LPS[state] << 1 | (state == 0 ? 1 - mps : mps));
-            row[1] = uint8_t((state < 62 ? state + 1 : state) << 1 | mps);
+constexpr std::array<uint64_t, 128> transitions() {
+    std::array<uint64_t, 128> found{};
+    for (size_t state = 0; state < 64; ++state)
+        for (size_t mps = 0; mps < 2; ++mps) {
+            const uint64_t more = (state < 62 ? state + 1 : state) << 1 | mps;
+            const uint64_t less = uint64_t(AFTER_LPS[state]) << 1 | (state == 0 ? 1 - mps : mps);
+            uint64_t word = more << 32 | less << 40;
+            for (size_t i = 0; i < 4; ++i) word |= uint64_t(RANGE_LPS[state][i]) << 8 * i;
+            found[state << 1 | mps] = word;
         }
-    return next;
+    return found;
 }
 
 }  // namespace
 
-const std::array<std::array<uint8_t, 2>, 128> NEXT_STATE = next_states();
+const std::array<uint64_t, 128> TRANSITIONS = transitions();
 
 }  // namespace tables
 

@@ -65,9 +65,9 @@ struct ContextState {
 };
 
 namespace tables {
-extern const uint8_t RANGE_LPS[64][4];  // table 9-46
-// Table 9-47: of (state << 1 | mps), after its less [0] and its more [1] probable bin
-extern const std::array<std::array<uint8_t, 2>, 128> NEXT_STATE;
+// By context variable (state << 1 | mps): bytes 0-3 are the four rangeTabLps (table 9-46), byte 4 is
+// the variable after a probable bin, byte 5 after the other one (table 9-47).
+extern const std::array<uint64_t, 128> TRANSITIONS;
 }  // namespace tables
 
 // The arithmetic decoder's registers. Loops that read many bins work on a copy: it has no address
@@ -97,19 +97,20 @@ struct Engine {
     // 9.3.4.3.2
     int bin(uint16_t& model) {
         if (ahead < 8) fetch();
-        const uint32_t lps = tables::RANGE_LPS[model >> 1][range >> 6 & 3];
+        const uint64_t transition = tables::TRANSITIONS[model];
+        const uint32_t lps = uint32_t(transition >> (range >> 3 & 24)) & 255;
         range -= lps;
         const uint64_t limit = uint64_t(range) << ahead;
         int bin = model & 1;
         if (value < limit) {
-            model = tables::NEXT_STATE[size_t(model)][1];
+            model = transition >> 32 & 255;
             const int shift = range < 256;
             range <<= shift;
             ahead -= shift;
         } else {
             bin ^= 1;
             value -= limit;
-            model = tables::NEXT_STATE[size_t(model)][0];
+            model = uint16_t(transition >> 40);
             const int shift = __builtin_clz(lps) - 23;
             range = lps << shift;
             ahead -= shift;
@@ -118,20 +119,24 @@ struct Engine {
     }
 
     // The same without a branch: where the bin decides over no branch behind it either, a bin that
-    // cannot be predicted costs no more than another.
+    // cannot be predicted costs no more than another. Both outcomes are made ready before the
+    // comparison says which one it is.
     int even_bin(uint16_t& model) {
         if (ahead < 8) fetch();
-        const uint32_t lps = tables::RANGE_LPS[model >> 1][range >> 6 & 3];
+        const uint64_t transition = tables::TRANSITIONS[model];
+        const uint32_t lps = uint32_t(transition >> (range >> 3 & 24)) & 255;
         const uint32_t mps = range - lps;
         const uint64_t limit = uint64_t(mps) << ahead;
+        const uint32_t mps_shift = mps >> 8 ^ 1, lps_shift = uint32_t(__builtin_clz(lps)) - 23;
+        const uint32_t mps_range = mps << mps_shift, lps_range = lps << lps_shift;
+        const uint32_t mps_model = transition >> 32 & 255, lps_model = uint32_t(transition >> 40);
         const uint64_t less = uint64_t(0) - uint64_t(value >= limit);
+        const auto mask = uint32_t(less);
         value -= limit & less;
-        range = mps ^ ((mps ^ lps) & uint32_t(less));
-        const int bin = (model ^ int(less)) & 1;
-        model = tables::NEXT_STATE[size_t(model)][1 + size_t(less)];
-        const int shift = __builtin_clz(range) - 23;
-        range <<= shift;
-        ahead -= shift;
+        range = mps_range ^ ((mps_range ^ lps_range) & mask);
+        ahead -= int(mps_shift ^ ((mps_shift ^ lps_shift) & mask));
+        const int bin = (model ^ int(mask)) & 1;
+        model = uint16_t(mps_model ^ ((mps_model ^ lps_model) & mask));
         return bin;
     }
 

@@ -178,10 +178,19 @@ void ResidualDecoder::parse_significance(const TransformBlock& block, const Flag
     uint16_t* models = cabac_.contexts.models.data();
     Engine engine = cabac_.engine;
     int count = sub.count;
+    // Neighbours along the scan mostly share a context: its variable waits in a register.
+    int context = where.first + pattern[sub.start];
+    uint16_t model = models[context];
     for (int n = sub.start; n > 0; --n) {
+        if (context != where.first + pattern[n]) {
+            models[context] = model;
+            context = where.first + pattern[n];
+            model = models[context];
+        }
         sub.place[size_t(count)] = uint16_t(n);
-        count += engine.even_bin(models[where.first + pattern[n]]);
+        count += engine.even_bin(model);
     }
+    models[context] = model;
     if ((sub.infer_dc && count == 0) || engine.bin(models[where.dc])) sub.place[size_t(count++)] = 0;
     sub.count = count;
     cabac_.engine = engine;
