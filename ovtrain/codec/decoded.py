@@ -162,8 +162,9 @@ def check_size(where: str, number: int, frame: Sized, video: Sized) -> None:
 def shown_at(stream: VideoStream, number: int, time: float | None) -> float:
     """Seconds of a frame: its own time, or where there is none what the frame rate makes of its
     number."""
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return float(number / rate) if time is None else float(time)
+    if time is not None:
+        return time
+    return float(number / (stream.average_rate or stream.guessed_rate or Fraction(25)))
 
 
 def cut_short(where: str, error: av.error.FFmpegError) -> MediaError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av.error
 import numpy as np
@@ -39,8 +39,7 @@ REORDERED = 32
 (sps_max_num_reorder_pics), and the leading pictures of a random access point."""
 
 
-@dataclass(frozen=True)
-class CodedPicture:
+class CodedPicture(NamedTuple):
     """An access unit: its bytes, seconds, whether the container hides it, and whether what it was
     made from is whole."""
 
@@ -50,18 +49,13 @@ class CodedPicture:
     ok: bool = True
 
 
-@dataclass(frozen=True)
-class _Coded:
+class _Coded(NamedTuple):
     """What a frame keeps of its access unit."""
 
     size: int = 0
     time: float | None = None
     hidden: bool = False
     ok: bool = True
-
-    @classmethod
-    def of(cls, picture: CodedPicture) -> _Coded:
-        return cls(len(picture.payload), picture.time, picture.hidden, picture.ok)
 
 
 @dataclass(frozen=True)
@@ -179,8 +173,9 @@ def _decoded(
         if entry and number < entry.packet:
             decoder.skim(picture.payload)
             continue
-        waiting[number] = _Coded.of(picture)
-        decoder.push(picture.payload, number)
+        payload, time, hidden, ok = picture
+        waiting[number] = _Coded(len(payload), time, hidden, ok)
+        decoder.push(payload, number)
         yield from ready()
     decoder.flush()
     yield from ready()

@@ -25,7 +25,8 @@ struct Motion {
     bool uses(int list) const { return reference[size_t(list)] >= 0; }
     bool inter() const { return uses(0) || uses(1); }
     bool operator==(const Motion& other) const {
-        return reference == other.reference && (!uses(0) || vector[0] == other.vector[0]) &&
+        return reference[0] == other.reference[0] && reference[1] == other.reference[1] &&
+               (!uses(0) || vector[0] == other.vector[0]) &&
                (!uses(1) || vector[1] == other.vector[1]);
     }
 };

@@ -76,13 +76,14 @@ void ResidualDecoder::decode(const TransformBlock& block, int16_t* out, ptrdiff_
     const Position* scan = scan_order(block.scan, 2);
     const int last_sub = scan_place(block.scan, sub_log2, last.x >> 2, last.y >> 2);
     const int last_place = scan_place(block.scan, 2, last.x & 3, last.y & 3);
-    uint8_t coded[9][9] = {};  // a border of zeros on the right and below
+    uint16_t coded[9] = {};  // bits of each row of sub-blocks; none behind the last row
     for (int i = last_sub; i >= 0; --i) {
         SubBlock sub;
         sub.index = i;
         sub.at = sub_scan[i];
         sub.scan = scan;
-        sub.neighbours = coded[sub.at.y][sub.at.x + 1] | coded[sub.at.y + 1][sub.at.x] << 1;
+        sub.neighbours =
+            (coded[sub.at.y] >> (sub.at.x + 1) & 1) | (coded[sub.at.y + 1] >> sub.at.x & 1) << 1;
         sub.coded = true;
         if (i < last_sub && i > 0) {
             const int context = (block.component ? 2 : 0) + (sub.neighbours != 0);
@@ -90,7 +91,7 @@ void ResidualDecoder::decode(const TransformBlock& block, int16_t* out, ptrdiff_
             sub.infer_dc = true;
         }
         if (!sub.coded) continue;
-        coded[sub.at.y][sub.at.x] = 1;
+        coded[sub.at.y] = uint16_t(coded[sub.at.y] | 1 << sub.at.x);
         if (i == last_sub) {
             sub.place[size_t(sub.count++)] = uint16_t(last_place);
             sub.start = last_place - 1;
