@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.run [--inputs 20000] [--streams FOLDER] [--out FILE]
 
-Streams are encoded here by x265 (every recipe and pixel format of the tests, with and without
-in-loop filters); ``--streams`` adds a folder of others. ``hevc_fuzz.cpp`` damages them: flipped
+Streams are made here, by x265 (every recipe and pixel format of the tests, with and without in-loop
+filters) and by the writer of drawn syntax; ``--streams`` adds a folder of others. ``hevc_fuzz.cpp`` damages them: flipped
 bits, cuts, flipped bits in headers, headers of other streams, units lost, repeated and exchanged.
 What must not happen: a finding of a sanitizer, an exception that is not promised, an input that
 takes a minute, more than 2.5 GiB held by one decoder.
@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers.hevc_recipes import FORMATS, RECIPES, layers, x265
+from tests.helpers.hevc_writer.streams import stream
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "ovtrain/codec/native/hevc"
@@ -71,12 +72,15 @@ def build(folder: Path) -> Path:
 
 
 def write_streams(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """Annex B files to damage: of the named recipes, or of all and of all formats."""
+    """Annex B files to damage: of the named recipes and some drawn ones, or of all there are."""
     clip = layers()
     made: dict[str, bytes] = {}
     for name in names or RECIPES:
         base = {"base": FILTERED} if len(made) % 2 else {}
         made[name] = x265(clip, RECIPES[name] + ":info=0", container="hevc", **base)
+    for seed in range(8 if names else 40):  # syntax that x265 never sends
+        if written := stream(seed):
+            made[f"drawn {seed}"] = written[1]
     for pix_fmt in () if names else FORMATS:
         made[pix_fmt] = x265(clip, "bframes=2:info=0", pix_fmt, container="hevc", base=FILTERED)
     if not names:  # the largest pictures there may be, for the bound on memory
@@ -134,7 +138,7 @@ def main() -> None:
 command      python -m tests.fuzz.run --inputs {args.inputs}{given}
 built with   {compiler}, {FLAGS}
 hardware     {platform.machine()}, {os.cpu_count()} cores, {seconds:.0f} s in all
-streams      {encoded} encoded by x265, {len(streams) - encoded} others
+streams      {encoded} encoded by x265 or drawn, {len(streams) - encoded} others
 inputs       {tally.inputs}: a fifth each of bit flips, cuts, header flips, spliced headers, units
              lost, repeated and exchanged; in a seventh of them the first half is only skimmed
 frames       {tally.pictures} came out, {tally.damaged} of them marked damaged

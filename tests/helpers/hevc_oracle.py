@@ -34,7 +34,7 @@ class Signals:
     """A decoder's outputs for one picture; h4, w4 count 4x4 blocks, INTRA is mode 0.
 
     motion (h4, w4, 2, 2), delta (h4, w4, 2) with 0 = unused, weights (h4, w4, 2, 3), residual
-    (H, W), mode (h4, w4), intra_mode (h4, w4), transform_size (h4, w4) in pixels with 0 = no
+    (H, W), mode, qp (luma), intra_mode (h4, w4), transform_size (h4, w4) in pixels with 0 = no
     transform unit, slice_address (CTBs down, across).
     """
 
@@ -46,6 +46,7 @@ class Signals:
     weights: np.ndarray
     residual: np.ndarray
     mode: np.ndarray
+    qp: np.ndarray
     intra_mode: np.ndarray
     transform_size: np.ndarray
     slice_address: np.ndarray

@@ -74,6 +74,7 @@ def _signals(frame) -> Signals:
         bit_depth=frame.bit_depth,
         delta=delta,
         mode=mode,
+        qp=qp,
         intra_mode=intra_mode,
         transform_size=transform_size,
         ctb_size=frame.ctb_size,

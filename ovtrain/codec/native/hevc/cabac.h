@@ -70,6 +70,14 @@ namespace tables {
 extern const std::array<uint64_t, 128> TRANSITIONS;
 }  // namespace tables
 
+// What a terminating bin may end.
+enum class Ending { slice_segment, substream, before_pcm };
+
+// Tests put an engine here that writes a stream by answering the decoder's questions.
+#ifdef OVTRAIN_ENGINE
+#include OVTRAIN_ENGINE
+#else
+
 // The arithmetic decoder's registers. Loops that read many bins work on a copy: it has no address
 // that anything else could know, and stays in the machine's registers.
 struct Engine {
@@ -167,9 +175,9 @@ struct Engine {
         value -= uint64_t(bins) * range << ahead;
     }
 
-    // 9.3.4.3.5; a 1 ends a substream or precedes PCM samples, and the last bit read is then the
-    // stop bit before the alignment
-    bool terminate() {
+    // 9.3.4.3.5; a 1 ends what is asked for, and the last bit read is then the stop bit before the
+    // alignment
+    bool terminate(Ending) {
         if (ahead < 8) fetch();
         range -= 2;
         const uint64_t limit = uint64_t(range) << ahead;
@@ -180,7 +188,13 @@ struct Engine {
         return false;
     }
 
-    // Start at a byte of the data (9.3.2.5).
+    // Start behind the alignment and so many bits that are not arithmetic code (9.3.2.5).
+    void restart_behind(size_t bits) {
+        const size_t byte = (bits_read() + 7) / 8 + (bits + 7) / 8;
+        require(byte < bytes, "slice data end early");
+        restart(byte);
+    }
+
     void restart(size_t byte) {
         fetched = byte;
         value = 0;
@@ -189,7 +203,28 @@ struct Engine {
         fetch();
         require(value >> ahead < range, "an arithmetic code starts out of range");
     }
+
+    // Place in the data: behind the 9 bits of ivlOffset and all shifts.
+    size_t bits_read() const { return fetched * 8 - size_t(ahead); }
+
+    // Whether more bits were taken than there are: the data are damaged.
+    bool overrun() const { return bits_read() > bytes * 8 + 16; }
+
+    // Behind the end of a slice segment: the last bit read was rbsp_slice_segment_trailing_bits'
+    // stop bit, and zeros follow to the end. Throws Damaged.
+    void check_end() const {
+        const size_t bits = bits_read();
+        require(bits <= bytes * 8, "slice data end early");
+        const uint8_t last = data[(bits - 1) / 8];
+        const int behind = int(7 - (bits - 1) % 8);
+        require((last >> behind & 1) == 1 && (last & ((1 << behind) - 1)) == 0,
+                "slice data do not end in their stop bit");
+        for (size_t i = (bits + 7) / 8; i < bytes; ++i)
+            require(data[i] == 0, "something follows the slice data");
+    }
 };
+
+#endif
 
 class Cabac {
 public:
@@ -204,22 +239,10 @@ public:
         engine.restart(0);
     }
 
-    // Start again at a byte of the same data.
-    void restart(size_t byte) { engine.restart(byte); }
-
     int bin(int context) { return engine.bin(contexts.models[size_t(context)]); }
     int bypass() { return engine.bypass(); }
     uint32_t bypass(int count) { return engine.bypass(count); }
-    bool terminate() { return engine.terminate(); }
-
-    // Place in the data: behind the 9 bits of ivlOffset and all shifts.
-    size_t bits_read() const { return engine.fetched * 8 - size_t(engine.ahead); }
-
-    // Whether more bits were taken than there are: the data are damaged.
-    bool overrun() const { return bits_read() > bytes() * 8 + 16; }
-
-    const uint8_t* data() const { return engine.data; }
-    size_t bytes() const { return engine.bytes; }
+    bool terminate(Ending ending) { return engine.terminate(ending); }
 };
 
 }  // namespace ovtrain::hevc

@@ -18,17 +18,17 @@ void SliceDecoder::decode(const uint8_t* data, size_t bytes) {
         require(slice_.picture.slice_address[size_t(address)] < 0, "two slices hold the same block");
         start_ctb(address, first);
         first = false;
-        const size_t before = cabac_.bits_read();
+        const size_t before = cabac_.engine.bits_read();
         coding_tree_unit(address);
-        require(!cabac_.overrun(), "slice data end early");
+        require(!cabac_.engine.overrun(), "slice data end early");
         const bool second_in_row = address % slice_.sps.ctbs_across() ==
                                    sets.tile_left[size_t(address)] + 1;
         if (slice_.pps.entropy_sync && second_in_row) {
             carry_.above_right = cabac_.contexts;
             carry_.has_above_right = true;
         }
-        const bool end = cabac_.terminate();
-        slice_.picture.ctb_bits[size_t(address)] = uint32_t(cabac_.bits_read() - before);
+        const bool end = cabac_.terminate(Ending::slice_segment);
+        slice_.picture.ctb_bits[size_t(address)] = uint32_t(cabac_.engine.bits_read() - before);
         if (end) break;
         require(++scan < slice_.sps.ctb_count(), "slice data go on behind the picture");
         const int next = sets.tile_to_raster[size_t(scan)];
@@ -37,7 +37,7 @@ void SliceDecoder::decode(const uint8_t* data, size_t bytes) {
     }
     carry_.at_end = cabac_.contexts;
     carry_.last_qp = last_qp_;
-    check_end();
+    cabac_.engine.check_end();
 }
 
 bool SliceDecoder::first_in_row(int address) const {
@@ -72,23 +72,8 @@ void SliceDecoder::start_ctb(int address, bool first_in_segment) {
 
 // end_of_subset_one_bit and byte_alignment(); the next substream starts behind them
 void SliceDecoder::end_substream() {
-    require(cabac_.terminate(), "a substream does not end where it should");
-    const size_t used = (cabac_.bits_read() + 7) / 8;
-    require(used < cabac_.bytes(), "slice data end early");
-    cabac_.restart(used);
-}
-
-// The last bit read is rbsp_slice_segment_trailing_bits' stop bit; zeros follow to the end.
-void SliceDecoder::check_end() const {
-    const size_t bits = cabac_.bits_read();
-    require(bits <= cabac_.bytes() * 8, "slice data end early");
-    const uint8_t* data = cabac_.data();
-    const uint8_t last = data[(bits - 1) / 8];
-    const int behind = int(7 - (bits - 1) % 8);
-    require((last >> behind & 1) == 1 && (last & ((1 << behind) - 1)) == 0,
-            "slice data do not end in their stop bit");
-    for (size_t i = (bits + 7) / 8; i < cabac_.bytes(); ++i)
-        require(data[i] == 0, "something follows the slice data");
+    require(cabac_.terminate(Ending::substream), "a substream does not end where it should");
+    cabac_.engine.restart_behind(0);
 }
 
 void SliceDecoder::coding_tree_unit(int address) {
@@ -235,16 +220,14 @@ PartMode SliceDecoder::part_mode(const CodingUnit& cu) {
 bool SliceDecoder::pcm_samples(const CodingUnit& cu) {
     const auto& sps = slice_.sps;
     if (!sps.pcm_enabled || cu.mode != PartMode::whole || cu.log2_size < sps.log2_min_pcm ||
-        cu.log2_size > sps.log2_max_pcm || !cabac_.terminate())
+        cu.log2_size > sps.log2_max_pcm || !cabac_.terminate(Ending::before_pcm))
         return false;
     const size_t luma = size_t(1) << (2 * cu.log2_size);
     size_t chroma = 0;
     if (sps.chroma_format)
         chroma = 2 * luma >> (sps.log2_chroma_width() + sps.log2_chroma_height());
     const size_t bits = luma * size_t(sps.pcm_bits_luma) + chroma * size_t(sps.pcm_bits_chroma);
-    const size_t used = (cabac_.bits_read() + 7) / 8 + (bits + 7) / 8;
-    require(used < cabac_.bytes(), "PCM samples end early");
-    cabac_.restart(used);
+    cabac_.engine.restart_behind(bits);
     return true;
 }
 
@@ -555,7 +538,8 @@ void SliceDecoder::qp_delta() {
         size += int(cabac_.bypass(order));
     }
     const bool negative = size && cabac_.bypass();
-    require(size <= 26 + slice_.sps.qp_offset() / 2, "a QP difference is out of range");
+    const int most = 25 + negative + slice_.sps.qp_offset() / 2;
+    require(size <= most, "a QP difference is out of range");
     qp_change_ = negative ? -size : size;
     qp_delta_coded_ = true;
     set_qp();

@@ -44,7 +44,6 @@ private:
     // Slice level
     void start_ctb(int address, bool first_in_segment);
     void end_substream();
-    void check_end() const;
     bool first_in_row(int address) const;
     void coding_tree_unit(int address);
     void sao(int address);
