@@ -3,10 +3,10 @@
     python -m tests.fuzz.run [--inputs 20000] [--streams FOLDER] [--out FILE]
 
 Streams are made here, by x265 (every recipe and pixel format of the tests, with and without in-loop
-filters) and by the writer of drawn syntax; ``--streams`` adds a folder of others. ``hevc_fuzz.cpp`` damages them: flipped
-bits, cuts, flipped bits in headers, headers of other streams, units lost, repeated and exchanged.
-What must not happen: a finding of a sanitizer, an exception that is not promised, an input that
-takes a minute, more than 2.5 GiB held by one decoder.
+filters) and by the writer of drawn syntax; ``--streams`` adds a folder of others. ``hevc_fuzz.cpp``
+damages them: flipped bits, cuts, flipped bits in headers, headers of other streams, units lost,
+repeated and exchanged. What must not happen: a finding of a sanitizer, an exception that is not
+promised, an input that takes a minute, more than 2.5 GiB held by one decoder.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 What x265 never sends is sent here: PCM, tiles of any width, dependent slices that start in
 mid-row, predicted and long-term reference sets, modified lists, custom scaling lists, HRD
 parameters, parallel merge levels, range extensions. ``draw(seed)`` is a plan; ``records(plan)``
-what writer.cpp reads (ITU-T H.265, 7.3). Filters are off, so that the reconstruction oracle applies.
+what writer.cpp reads (ITU-T H.265, 7.3). Filters are off: the reconstruction oracle wants that.
 """
 
 from __future__ import annotations
