@@ -19,8 +19,9 @@ RANGE_EXTENSIONS = 4
 """general_profile_idc of the formats and tools of 7.3.2.2.2."""
 
 
-ORDER = (0, 4, 2, 1, 3, 8, 6, 7)
-"""Picture order counts in decoding order."""
+ORDER = (0, 4, 2, 1, 3, 8, 6, 7, 12, 10, 9, 16, 14, 18)
+"""Picture order counts in decoding order; most streams stop after SHORT of them."""
+SHORT = 8
 
 
 class Bits:
@@ -110,7 +111,13 @@ class Plan:
     default_references: tuple[int, int] = (1, 1)
     surprise: int = 300
     pictures: list[PicturePlan] = field(default_factory=list["PicturePlan"])
+    log2_poc_lsb: int = 8  # 4: the order counts go round
+    long_candidates: list[tuple[int, bool]] = field(default_factory=list[tuple[int, bool]])
     predicts_sets: bool = False  # reference sets in the sequence, predicted from one another
+
+    @property
+    def lsb_mask(self) -> int:
+        return (1 << self.log2_poc_lsb) - 1
 
     @property
     def ctbs(self) -> tuple[int, int]:
@@ -169,7 +176,11 @@ def draw(seed: int) -> Plan:
             plan.extension["implicit_rdpcm"] &= not plan.extension["explicit_rdpcm"]
     plan.surprise = rng.choice([150, 250, 350])
     plan.predicts_sets = chance(0.5)
+    plan.log2_poc_lsb = rng.choice([4, 8, 8])
     plan.pictures = _draw_pictures(plan)
+    if plan.long_term and chance(0.6):
+        known = {(e & plan.lsb_mask, used) for picture in plan.pictures for e, used in picture.long}
+        plan.long_candidates = sorted(known)[:5]
     return plan
 
 
@@ -178,7 +189,7 @@ def _draw_pictures(plan: Plan) -> list[PicturePlan]:
     short: list[int] = []
     long: list[int] = []
     found: list[PicturePlan] = []
-    for poc in ORDER:
+    for poc in ORDER if plan.log2_poc_lsb == 4 else ORDER[:SHORT]:
         while len(short) + len(long) > 4:
             (long if long and rng.random() < 0.5 else short).pop(0)
         if plan.long_term and len(short) > 1 and rng.random() < 0.5:
@@ -257,7 +268,7 @@ def _sps(plan: Plan) -> bytes:
     bits.flag(0)  # no cropping: the oracle wants whole blocks
     bits.ue(plan.depth - 8)
     bits.ue(plan.depth - 8)
-    bits.ue(4)  # log2_max_pic_order_cnt_lsb 8
+    bits.ue(plan.log2_poc_lsb - 4)
     bits.flag(1)
     for value in (7, 3, 0):
         bits.ue(value)
@@ -288,7 +299,10 @@ def _sps(plan: Plan) -> bytes:
             assert before is not None
             _predicted_set(bits, picture, before)
     if bits.flag(plan.long_term):
-        bits.ue(0)
+        bits.ue(len(plan.long_candidates))
+        for lsb, used in plan.long_candidates:
+            bits.u(plan.log2_poc_lsb, lsb)
+            bits.flag(used)
     bits.flag(plan.temporal_mvp)
     bits.flag(plan.strong_smoothing)
     if bits.flag(plan.hrd):
@@ -343,7 +357,9 @@ def _vui(bits: Bits, rng: random.Random) -> None:
         bits.ue(0)
         bits.ue(0)
     bits.u(3, 0)
-    bits.flag(0)
+    if bits.flag(rng.random() < 0.3):  # default display window
+        for value in (1, 0, 2, 1):
+            bits.ue(value)
     bits.flag(1)
     bits.u(32, 1)
     bits.u(32, 25)
@@ -511,7 +527,7 @@ class Pictures:
         kind = rng.choice([B, B, P, P, I]) if number else I
         bits.ue(kind)
         if number:
-            bits.u(8, picture.poc & 255)
+            bits.u(plan.log2_poc_lsb, picture.poc & plan.lsb_mask)
             self._short_term(bits, number)
             if plan.long_term:
                 self._long_term(bits, picture)
@@ -541,12 +557,30 @@ class Pictures:
         return _explicit_set(bits, picture)
 
     def _long_term(self, bits: Bits, picture: PicturePlan) -> None:
-        bits.ue(len(picture.long))
+        """Those that the sequence names come first; within each group, falling order counts."""
+        plan = self.plan
+        groups: list[list[tuple[int, bool]]] = [[], []]
         for entry, used in sorted(picture.long, reverse=True):
-            bits.u(8, entry & 255)
-            bits.flag(used)
-            if bits.flag(self.rng.random() < 0.5):
-                bits.ue(0)
+            named = (entry & plan.lsb_mask, used) in plan.long_candidates
+            groups[not named].append((entry, used))
+        if plan.long_candidates:
+            bits.ue(len(groups[0]))
+        bits.ue(len(groups[1]))
+        for named, group in zip((True, False), groups, strict=True):
+            past = 0
+            for entry, used in group:
+                lsb = entry & plan.lsb_mask
+                if named:
+                    known = len(plan.long_candidates)
+                    place = plan.long_candidates.index((lsb, used))
+                    bits.u((known - 1).bit_length(), place)
+                else:
+                    bits.u(plan.log2_poc_lsb, lsb)
+                    bits.flag(used)
+                cycle = (picture.poc >> plan.log2_poc_lsb) - (entry >> plan.log2_poc_lsb)
+                if bits.flag(plan.log2_poc_lsb == 4 or self.rng.random() < 0.5):
+                    bits.ue(cycle - past)
+                    past = cycle
 
     def _inter(self, bits: Bits, kind: int, total: int, tmvp: bool) -> None:
         plan, rng = self.plan, self.rng

@@ -15,7 +15,7 @@ from ovtrain.codec.hevc import HevcSignals
 from ovtrain.schema.errors import CodecError, MediaError
 from tests.unit.codec.pictures import encode, moving_square, pan
 
-pytest.importorskip("ovtrain.codec._native")
+_native = pytest.importorskip("ovtrain.codec._native")
 STREAMS = os.environ.get("OVTRAIN_STREAMS", "")
 UNSUPPORTED = ("palette", "-act")
 X265 = "log-level=error:pools=none:keyint=8:bframes=3:b-adapt=0:no-open-gop=1:"
@@ -120,6 +120,17 @@ def test_a_damaged_packet_marks_its_frame_and_the_rest_goes_on():
     ok = [signals.parse_ok for signals in found]
     assert len(ok) >= 22
     assert 0 < ok.count(False) < 8
+
+
+def test_a_packet_of_very_many_pictures_is_cut_off():
+    """What one packet can make a decoder hold is bounded."""
+    data = x265(moving_square(26, step=(2, 1)), "bframes=0:keyint=1", container="hevc")
+    decoder = _native.HevcDecoder(b"", True, False)
+    decoder.push(data, 0)
+    decoder.flush()
+    assert 16 <= sum(1 for _ in iter(decoder.pop, None)) < 20
+    assert decoder.lost_units
+    assert decoder.last_fault == "too many pictures in a packet"
 
 
 def test_other_codecs_and_tools_are_refused_by_name():
