@@ -36,17 +36,28 @@ int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previou
     return msb + header.poc_lsb;
 }
 
-PicturePtr PictureBuffer::fresh(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
-    PicturePtr picture;
-    if (!pool_.empty() && !same_size(*pool_.back(), *sets->sps)) pool_.clear();
-    if (pool_.empty()) {
-        picture = std::make_shared<Picture>();
-    } else {
-        picture = std::move(pool_.back());
-        pool_.pop_back();
+PicturePtr PicturePool::take(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
+    std::unique_ptr<Picture> picture;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!unused_.empty() && !same_size(*unused_.back(), *sets->sps)) unused_.clear();
+        if (!unused_.empty()) {
+            picture = std::move(unused_.back());
+            unused_.pop_back();
+        }
     }
+    if (!picture) picture = std::make_unique<Picture>();
     picture->reset(std::move(sets), wanted);
-    return picture;
+    auto let_go = [pool = weak_from_this()](Picture* dropped) {
+        std::unique_ptr<Picture> owned(dropped);
+        if (const auto alive = pool.lock()) alive->give_back(std::move(owned));
+    };
+    return PicturePtr(picture.release(), let_go);
+}
+
+void PicturePool::give_back(std::unique_ptr<Picture> picture) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (unused_.size() < MOST_POOLED) unused_.push_back(std::move(picture));
 }
 
 PicturePtr PictureBuffer::find(int poc, int mask, bool any_marking) const {
@@ -123,13 +134,10 @@ void PictureBuffer::tidy() {
         pictures_.front()->waits_for_output = false;
         pictures_.erase(pictures_.begin());
     }
-    const auto unneeded = std::stable_partition(
-        pictures_.begin(), pictures_.end(), [](const PicturePtr& picture) {
-            return picture->marking != Marking::unused || picture->waits_for_output;
-        });
-    for (auto it = unneeded; it != pictures_.end(); ++it)
-        if (it->use_count() == 1 && pool_.size() < MOST_POOLED) pool_.push_back(std::move(*it));
-    pictures_.erase(unneeded, pictures_.end());
+    const auto unneeded = [](const PicturePtr& picture) {
+        return picture->marking == Marking::unused && !picture->waits_for_output;
+    };
+    pictures_.erase(std::remove_if(pictures_.begin(), pictures_.end(), unneeded), pictures_.end());
 }
 
 PicturePtr PictureBuffer::next_output() const {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "picture.h"
@@ -28,11 +29,26 @@ int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previou
 // MaxDpbSize: how many pictures of this size a stream may ask a decoder to hold (A.4.2).
 size_t most_pictures(const SequenceParameterSet& sps);
 
+// Pictures that nobody holds any more, kept for their memory. The last one to let go of a picture may
+// be on another thread than its decoder, or behind the decoder's end.
+class PicturePool : public std::enable_shared_from_this<PicturePool> {
+public:
+    // An empty picture, out of reused memory where there is some
+    PicturePtr take(std::shared_ptr<const ActiveSets> sets, Wanted wanted);
+
+private:
+    void give_back(std::unique_ptr<Picture> picture);
+
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Picture>> unused_;
+};
+
 // Decoded pictures that are still referenced or still wait for output.
 class PictureBuffer {
 public:
-    // An empty picture, out of reused memory where there is some.
-    PicturePtr fresh(std::shared_ptr<const ActiveSets> sets, Wanted wanted);
+    PicturePtr fresh(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
+        return pool_->take(std::move(sets), wanted);
+    }
 
     // 8.3.2: mark what the header's sets no longer hold as unused, and return what they hold.
     ReferenceSets apply(const SliceHeader& header, const Picture& current);
@@ -57,7 +73,7 @@ private:
     PicturePtr absent(const Picture& current, int poc, Marking marking);
 
     std::vector<PicturePtr> pictures_;
-    std::vector<PicturePtr> pool_;
+    std::shared_ptr<PicturePool> pool_ = std::make_shared<PicturePool>();
 };
 
 // 8.3.4. Throws Damaged where a list entry has no picture.
