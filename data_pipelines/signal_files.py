@@ -41,11 +41,12 @@ from data_pipelines.progress import Progress
 from ovtrain.codec import CodecSignals, SignalSource, Want, open_signals
 from ovtrain.codec.bitstream import ORIGINS, Origin
 from ovtrain.codec.energy import measure_video
+from ovtrain.codec.hevc import ExactSignals
 from ovtrain.codec.selection import MODES, Mode, select
 from ovtrain.config.load import checked, load
 from ovtrain.config.prepare import EnergyConfig
 from ovtrain.schema.atomic import atomic_open
-from ovtrain.schema.errors import ConfigError, exit_status
+from ovtrain.schema.errors import CodecError, ConfigError, exit_status
 from ovtrain.schema.grid import PatchGrid
 
 NO_POC = int(np.iinfo(np.int64).min)
@@ -74,12 +75,19 @@ class NpzWriter:
         self._rows: dict[str, _Rows] = {}
 
     def append(self, name: str, row: Array) -> None:
-        """Add a row of the shape and type of those before it."""
+        """Add a row. Raises CodecError where those before it have another shape or type."""
         if name not in self._rows:
             file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by ``write``
             packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1)
             self._rows[name] = _Rows(file, packed, row.shape, row.dtype)
         rows = self._rows[name]
+        if (row.shape, row.dtype) != (rows.shape, rows.dtype):
+            raise CodecError(
+                f"{name} of frame {rows.count}",
+                f"{row.dtype} {row.shape} behind {rows.dtype} {rows.shape}",
+                allowed="one shape per file",
+                fix="dump the parts of the video one by one (--start, --stop)",
+            )
         rows.packed.write(np.ascontiguousarray(row).tobytes())
         rows.count += 1
 
@@ -133,6 +141,7 @@ def dump(
             several += bool(signals.several_references)
             damaged += not signals.parse_ok
         taken = source.origin
+        lost = source.lost_units if isinstance(source, ExactSignals) else 0
     count = len(columns["pts"])
     types = {"poc": np.int64, "packet_bytes": np.int64, "several_references": np.int8}
     writer.write(
@@ -142,6 +151,7 @@ def dump(
         signal_origin=np.array(taken),
     )
     notes = [f"{damaged} damaged"] * bool(damaged)
+    notes += [f"{lost} damaged units that belong to no frame"] * bool(lost)
     if several:
         notes.append(f"{several} whose blocks choose among several references, not told apart")
     return f"{out}: {count} frames, {taken}" + "".join(f"; {note}" for note in notes)

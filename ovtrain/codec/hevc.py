@@ -10,13 +10,15 @@ container's edit list hides gives no signals.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av.error
 import numpy as np
+from av.packet import Packet
 
 from ovtrain.codec.bitstream import Array, CodecSignals, Origin, Request
 from ovtrain.codec.decoded import (
@@ -40,13 +42,14 @@ REORDERED = 32
 
 
 class CodedPicture(NamedTuple):
-    """An access unit: its bytes, seconds, whether the container hides it, and whether what it was
-    made from is whole."""
+    """An access unit: its bytes, seconds, whether the container hides it, whether what it was made
+    from is whole, and the parameter sets that the container changes to with it."""
 
     payload: bytes
     time: float | None = None
     hidden: bool = False
     ok: bool = True
+    configuration: bytes | None = None
 
 
 class _Coded(NamedTuple):
@@ -79,7 +82,7 @@ class ExactSignals:
         self.where, self.height, self.width = where, height, width
         self._request = request
         self.lost_units = 0
-        """Damaged NAL units that belong to no frame; counted at the end."""
+        """Damaged NAL units so far that belong to no frame."""
 
     def signals(
         self, configuration: bytes, pictures: Iterable[CodedPicture], entry: _Entry | None = None
@@ -88,9 +91,10 @@ class ExactSignals:
         first, stop = self._request.start, self._request.stop
         number: int | None = None
         last_fault = ""
-        try:
+        with self.supported():
             decoder = native().HevcDecoder(configuration, self._request.want.residual, False)
             for frame, coded in _decoded(decoder, pictures, entry):
+                self.lost_units, last_fault = decoder.lost_units, decoder.last_fault
                 if coded.hidden:
                     continue
                 if number is None:
@@ -101,14 +105,20 @@ class ExactSignals:
                 if number == stop:
                     break
             self.lost_units, last_fault = decoder.lost_units, decoder.last_fault
-        except native().Unsupported as error:
-            raise CodecError(
-                self.where, f"needs {error}", allowed="tools of Main to RExt", fix="transcode it"
-            ) from error
         if number is None:
             raise MediaError(self.where, f"no frame decodes ({last_fault})", fix=FIX)
         if number <= first:
             raise past_the_end(self.where, first, number)
+
+    @contextmanager
+    def supported(self) -> Generator[None, None, None]:
+        """Raise CodecError for what the decoder leaves out."""
+        try:
+            yield
+        except native().Unsupported as error:
+            raise CodecError(
+                self.where, f"needs {error}", allowed="tools of Main to RExt", fix="transcode it"
+            ) from error
 
     def _signals(self, frame: Any, coded: _Coded, number: int) -> CodecSignals:
         check_size(self.where, number, frame, self)
@@ -170,10 +180,12 @@ def _decoded(
             yield frame, waiting.pop(frame.tag, _Coded())
 
     for number, picture in enumerate(pictures):
+        payload, time, hidden, ok, configuration = picture
+        if configuration is not None:
+            decoder.configure(configuration)
         if entry and number < entry.packet:
-            decoder.skim(picture.payload)
+            decoder.skim(payload)
             continue
-        payload, time, hidden, ok = picture
         waiting[number] = _Coded(len(payload), time, hidden, ok)
         decoder.push(payload, number)
         yield from ready()
@@ -217,7 +229,9 @@ class HevcSignals(ExactSignals):
                     time = packet.pts
                     if time is not None:
                         time = time * base.numerator / base.denominator
-                    yield CodedPicture(bytes(packet), time, packet.is_discard)
+                    yield CodedPicture(
+                        bytes(packet), time, packet.is_discard, True, _new_configuration(packet)
+                    )
         except av.error.FFmpegError as error:
             raise cut_short(self.where, error) from error
 
@@ -225,22 +239,29 @@ class HevcSignals(ExactSignals):
         """The last random access point at or before the window's first frame, found by reading
         headers; the container stands at its start again."""
         start = self._request.start
-        decoder = native().HevcDecoder(configuration, False, False)
+        with self.supported():
+            decoder = native().HevcDecoder(configuration, False, False)
         shown: list[tuple[int, int, int]] = []  # (sequence, picture order count, packet)
         random_access: list[int] = []
+        forgotten = 0  # pictures before those, all of them earlier
         for number, picture in enumerate(self._pictures()):
-            found = decoder.skim(picture.payload)
+            with self.supported():
+                if picture.configuration is not None:
+                    decoder.configure(picture.configuration)
+                found = decoder.skim(picture.payload)
             if found is None:
                 continue
             sequence, poc, is_random_access, is_shown = found
             if is_shown and not picture.hidden:
+                if is_random_access:
+                    forgotten += _forget(shown, random_access, start - forgotten)
+                    random_access.append(number)
                 shown.append((sequence, poc, number))
-                random_access += [number] * is_random_access
-            if len(shown) > start + 2 * REORDERED:
+            if forgotten + len(shown) > start + 2 * REORDERED:
                 break
-        if len(shown) <= start:
-            raise past_the_end(self.where, start, len(shown))
-        places = {packet: place for place, (*_, packet) in enumerate(sorted(shown))}
+        if forgotten + len(shown) <= start:
+            raise past_the_end(self.where, start, forgotten + len(shown))
+        places = {packet: place for place, (*_, packet) in enumerate(sorted(shown), forgotten)}
         self.close()
         self._video = opened(self._video.media)
         before = [packet for packet in random_access if places[packet] <= start]
@@ -257,3 +278,23 @@ class HevcSignals(ExactSignals):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _new_configuration(packet: Packet[Any]) -> bytes | None:
+    """Parameter sets that come with a packet: an MP4 may hold several sample descriptions."""
+    if not packet.has_sidedata("new_extradata"):
+        return None
+    return bytes(packet.get_sidedata("new_extradata"))
+
+
+def _forget(shown: list[tuple[int, int, int]], random_access: list[int], wanted: int) -> int:
+    """Drop the pictures before the last random access point, where it is itself no later than the
+    place that is wanted; how many they were. All of them precede it in presentation order, too."""
+    if not random_access:
+        return 0
+    at = next(i for i, (*_, packet) in enumerate(shown) if packet == random_access[-1])
+    if sum(other < shown[at] for other in shown) > wanted:
+        return 0
+    del shown[:at]
+    del random_access[:-1]
+    return at

@@ -57,9 +57,11 @@ using Bytes = std::vector<uint8_t>;
 
 constexpr double SECONDS = 60;                    // per input, under the sanitizers
 constexpr size_t BOUND = size_t(5) << 29;         // bytes per decoder: 2.5 GiB
-constexpr size_t MOST_BYTES = 40000;              // of an input
-constexpr char KINDS[5][18] = {"bit flips", "truncation", "header flips", "spliced headers",
-                               "shuffled units"};
+constexpr size_t MOST_BYTES = 40000;              // of a stream, before it is damaged
+constexpr int MOST_REPEATS = 400;                 // of a unit
+constexpr int KIND_COUNT = 6;
+constexpr char KINDS[KIND_COUNT][18] = {"bit flips",       "truncation",     "header flips",
+                                        "spliced headers", "shuffled units", "repeated unit"};
 
 Bytes read_file(const char* path) {
     std::ifstream file(path, std::ios::binary);
@@ -97,7 +99,8 @@ public:
             case 1: data.resize(1 + pick(data.size())); break;
             case 2: flip_headers(data); break;
             case 3: splice_headers(data); break;
-            default: shuffle_units(data); break;
+            case 4: shuffle_units(data); break;
+            default: repeat_unit(data); break;
         }
         return data;
     }
@@ -142,6 +145,17 @@ private:
         data = mixed.empty() ? data : mixed;
     }
 
+    // One unit very often, in one piece: what grows with the number of units shows itself
+    void repeat_unit(Bytes& data) {
+        const auto units = units_of(data);
+        const Span unit = units[pick(units.size())];
+        const size_t most = std::min<size_t>(MOST_REPEATS, 4 * MOST_BYTES / unit.bytes + 1);
+        Bytes repeated;
+        for (size_t i = pick(most) + 1; i > 0; --i)
+            repeated.insert(repeated.end(), unit.data, unit.data + unit.bytes);
+        data.insert(data.begin() + (unit.data - data.data()), repeated.begin(), repeated.end());
+    }
+
     std::mt19937 random_;
     std::vector<Bytes> files_;
 };
@@ -161,6 +175,8 @@ void decode(const Bytes& data, bool skims, Counts& counts) {
     Decoder decoder(Wanted{true, true}, {});
     int64_t number = 0;
     const auto units = units_of(data);
+    // Now and then a packet holds everything.
+    if (counts.inputs % 11 == 0) decoder.push({data.data(), data.size()}, number);
     for (const Span& unit : units) {
         if (skims && size_t(number) < units.size() / 2)
             decoder.skim(unit);
@@ -184,7 +200,7 @@ int main(int argc, char** argv) {
     Counts counts;
     size_t most = 0;
     for (; counts.inputs < wanted; ++counts.inputs) {
-        const int kind = int(counts.inputs % 5);
+        const int kind = int(counts.inputs % KIND_COUNT);
         const Bytes data = mutator.next(kind);
         const auto began = std::chrono::steady_clock::now();
         const size_t before = live;

@@ -5,8 +5,8 @@
 Streams are made here, by x265 (every recipe and pixel format of the tests, with and without in-loop
 filters) and by the writer of drawn syntax; ``--streams`` adds a folder of others. ``hevc_fuzz.cpp``
 damages them: flipped bits, cuts, flipped bits in headers, headers of other streams, units lost,
-repeated and exchanged. What must not happen: a finding of a sanitizer, an exception that is not
-promised, an input that takes a minute, more than 2.5 GiB held by one decoder.
+exchanged, or repeated hundreds of times. What must not happen: a finding of a sanitizer, an
+exception that is not promised, an input that takes a minute, more than 2.5 GiB held by one decoder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers.hevc_recipes import FORMATS, RECIPES, layers, x265
-from tests.helpers.hevc_writer.streams import stream
+from tests.helpers.hevc_writer.streams import stream, wild
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "ovtrain/codec/native/hevc"
@@ -81,6 +81,8 @@ def write_streams(folder: Path, names: Sequence[str] | None = None) -> list[Path
     for seed in range(8 if names else 40):  # syntax that x265 never sends
         if written := stream(seed):
             made[f"drawn {seed}"] = written[1]
+    for seed in range(3 if names else 12):  # headers with values up to their syntax's ends
+        made[f"wild {seed}"] = wild(seed)
     for pix_fmt in () if names else FORMATS:
         made[pix_fmt] = x265(clip, "bframes=2:info=0", pix_fmt, container="hevc", base=FILTERED)
     if not names:  # the largest pictures there may be, for the bound on memory
@@ -139,8 +141,9 @@ command      python -m tests.fuzz.run --inputs {args.inputs}{given}
 built with   {compiler}, {FLAGS}
 hardware     {platform.machine()}, {os.cpu_count()} cores, {seconds:.0f} s in all
 streams      {encoded} encoded by x265 or drawn, {len(streams) - encoded} others
-inputs       {tally.inputs}: a fifth each of bit flips, cuts, header flips, spliced headers, units
-             lost, repeated and exchanged; in a seventh of them the first half is only skimmed
+inputs       {tally.inputs}: a sixth each of bit flips, cuts, header flips, spliced headers, units
+             lost and exchanged, a unit repeated up to 400 times; streams are cut at 40,000 bytes
+             first. In a seventh the first half is skimmed, an eleventh comes as one packet, too
 frames       {tally.pictures} came out, {tally.damaged} of them marked damaged
 refused      {tally.unsupported} inputs as a tool or size that the decoder leaves out
 memory       at most {tally.bytes / 2**20:.0f} MiB held by one decoder (allowed: 2,560)

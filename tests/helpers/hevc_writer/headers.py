@@ -113,6 +113,7 @@ class Plan:
     pictures: list[PicturePlan] = field(default_factory=list["PicturePlan"])
     log2_poc_lsb: int = 8  # 4: the order counts go round
     long_candidates: list[tuple[int, bool]] = field(default_factory=list[tuple[int, bool]])
+    wild: bool = False  # order counts and their cycles as large as they come
     predicts_sets: bool = False  # reference sets in the sequence, predicted from one another
 
     @property
@@ -527,7 +528,8 @@ class Pictures:
         kind = rng.choice([B, B, P, P, I]) if number else I
         bits.ue(kind)
         if number:
-            bits.u(plan.log2_poc_lsb, picture.poc & plan.lsb_mask)
+            poc = rng.getrandbits(16) if plan.wild else picture.poc
+            bits.u(plan.log2_poc_lsb, poc & plan.lsb_mask)
             self._short_term(bits, number)
             if plan.long_term:
                 self._long_term(bits, picture)
@@ -578,6 +580,8 @@ class Pictures:
                     bits.u(plan.log2_poc_lsb, lsb)
                     bits.flag(used)
                 cycle = (picture.poc >> plan.log2_poc_lsb) - (entry >> plan.log2_poc_lsb)
+                if plan.wild:
+                    cycle = past + self.rng.choice([0, 1, 0xFFFFF0 - past])
                 if bits.flag(plan.log2_poc_lsb == 4 or self.rng.random() < 0.5):
                     bits.ue(cycle - past)
                     past = cycle

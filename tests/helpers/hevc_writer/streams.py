@@ -49,6 +49,20 @@ def stream(seed: int) -> tuple[Plan, bytes] | None:
     return plan, done.stdout
 
 
+def wild(seed: int) -> bytes:
+    """A stream whose headers go to the ends of what their syntax can say, and whose slices hold
+    noise: for what must merely not break."""
+    plan = draw(seed)
+    plan.long_term, plan.wild = True, True
+    plan.log2_poc_lsb = (4, 16)[seed % 2]
+    found = b""
+    for record in records(plan):
+        unit = record[16:]
+        noise = plan.rng.randbytes(40) if unit[0] >> 1 < 32 else b""
+        found += b"\0\0\1" + unit + noise
+    return found
+
+
 def tile_map(plan: Plan) -> np.ndarray:
     """(CTBs down, CTBs across) the number of the tile of each."""
     columns, rows = plan.tiles or ([plan.ctbs[1]], [plan.ctbs[0]])

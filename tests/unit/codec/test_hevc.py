@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ovtrain.codec import Want, open_signals
-from ovtrain.codec.hevc import HevcSignals
+from ovtrain.codec.bitstream import Request
+from ovtrain.codec.hevc import CodedPicture, HevcSignals
 from ovtrain.schema.errors import CodecError, MediaError
 from tests.unit.codec.pictures import encode, moving_square, pan
 
@@ -122,6 +123,64 @@ def test_a_damaged_packet_marks_its_frame_and_the_rest_goes_on():
     assert 0 < ok.count(False) < 8
 
 
+@pytest.mark.parametrize("lost", [3, 5, 9])
+def test_what_comes_of_a_lost_picture_is_never_called_whole(lost: int):
+    """Vectors are predicted from other pictures' vectors: a loss spreads, and is said as far."""
+    clip = pan(24, step=(2, 1)) // 2 + moving_square(24, step=(2, 1)) // 2
+    data = x265(clip, "bframes=0:keyint=12:ref=3:temporal-mvp=1:info=0:crf=18", container="hevc")
+    units = data.split(b"\0\0\1")
+    slices = [i for i, unit in enumerate(units) if unit and unit[0] >> 1 < 32]
+    cut = b"\0\0\1".join(unit for i, unit in enumerate(units) if i != slices[lost])
+    with HevcSignals(data) as source:
+        whole = {(n >= 12, s.poc): s for n, s in enumerate(source)}
+    with HevcSignals(cut) as source:
+        found = list(source)
+    assert len(found) == 23
+    assert not found[lost].parse_ok
+    wrong = 0
+    for number, signals in enumerate(found):
+        true = whole[number >= 11, signals.poc]
+        same = np.array_equal(signals.motion, true.motion)
+        wrong += not same
+        assert same or not signals.parse_ok, number
+    assert wrong
+    assert all(signals.parse_ok for signals in found[11:])
+
+
+def test_parameter_sets_that_the_container_changes_to_are_read(tmp_path: Path):
+    """FFmpeg hands them out beside a packet, as of a second sample description of an MP4."""
+    parts = [x265(pan(6), "bframes=0:ctu=16:qp=30"), x265(moving_square(6), "bframes=2:ctu=64")]
+    pictures, wanted = [], []
+    for number, data in enumerate(parts):
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            configuration = stream.codec_context.extradata
+            packets = [bytes(p) for p in container.demux(stream) if p.size]
+        pictures += [CodedPicture(p, 0.0) for p in packets]
+        if number:
+            at = len(pictures) - len(packets)
+            pictures[at] = pictures[at]._replace(configuration=configuration)
+        else:
+            first = configuration
+        with HevcSignals(data) as source:
+            wanted += [s.motion for s in source]
+    with HevcSignals(parts[0]) as source:
+        found = list(source.signals(first, pictures))
+    assert all(s.parse_ok for s in found)
+    assert all(np.array_equal(s.motion, w) for s, w in zip(found, wanted, strict=True))
+
+
+def test_slices_that_are_refused_leave_nothing_behind():
+    data = x265(moving_square(4), "bframes=0:slices=1:info=0", container="hevc")
+    units = data.split(b"\0\0\1")
+    last = b"\0\0\1" + next(u for u in reversed(units) if u and u[0] >> 1 < 32)
+    first_bit_off = last[:5] + bytes([last[5] & 0x7F]) + last[6:]
+    decoder = _native.HevcDecoder(b"", True, False)
+    decoder.push(data + 5000 * first_bit_off, 0)
+    decoder.flush()
+    assert sum(1 for _ in iter(decoder.pop, None)) == 4
+
+
 def test_a_packet_of_very_many_pictures_is_cut_off():
     """What one packet can make a decoder hold is bounded."""
     data = x265(moving_square(26, step=(2, 1)), "bframes=0:keyint=1", container="hevc")
@@ -153,6 +212,9 @@ def test_every_conforming_real_stream_parses_and_others_are_refused():
         except CodecError as error:
             if "allowed: hevc" not in str(error) and not refusable:
                 wrong[path.name] = str(error)
+            if refusable:  # wherever one starts
+                with HevcSignals(path, Request(start=1)) as source, pytest.raises(CodecError):
+                    list(source)
             continue
         except MediaError:
             continue

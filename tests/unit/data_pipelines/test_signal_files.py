@@ -13,7 +13,7 @@ from ovtrain.codec import Want, open_signals
 from ovtrain.codec.energy import measure_clip
 from ovtrain.codec.selection import select
 from ovtrain.config.prepare import EnergyConfig
-from ovtrain.schema.errors import ConfigError
+from ovtrain.schema.errors import CodecError, ConfigError
 from ovtrain.schema.grid import PatchGrid
 from tests.unit.codec.pictures import encode, moving_square, pan
 
@@ -75,6 +75,8 @@ def test_rows_wait_outside_of_memory(tmp_path: Path):
     for row in rows:
         writer.append("rows", row)
     assert list(tmp_path.iterdir()) == []  # without a name
+    with pytest.raises(CodecError, match=r"rows of frame 5: int16 \(3, 5\) behind int16 \(3, 4\)"):
+        writer.append("rows", np.zeros((3, 5), np.int16))
     writer.write(tmp_path / "f.npz", one=np.array("x"))
     found = np.load(tmp_path / "f.npz")
     assert np.array_equal(found["rows"], rows)

@@ -232,6 +232,12 @@ void bind_hevc(nb::module_& m) {
             },
             nb::arg("packet"), nb::arg("tag"))
         .def(
+            "configure",
+            [](Decoder& self, const nb::bytes& configuration) {
+                self.configure(span_of(configuration));
+            },
+            nb::arg("configuration"))
+        .def(
             "skim",
             [](Decoder& self, const nb::bytes& packet) -> nb::object {
                 const std::optional<Skimmed> found = self.skim(span_of(packet));

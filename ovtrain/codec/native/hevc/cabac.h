@@ -1,8 +1,8 @@
 // The arithmetic decoder (ITU-T H.265, 9.3.4.3) and its context variables (9.3.2.2).
 //
-// ``value_`` is ivlOffset with ``ahead_`` more bits of the stream below it, so that a comparison
-// with ``range_ << ahead_`` decides a bin and renormalisation only lowers ``ahead_``; bytes are
-// fetched several at a time.
+// ``value`` is ivlOffset with ``ahead`` more bits of the stream below it, so that a comparison with
+// ``range << ahead`` decides a bin and renormalisation only lowers ``ahead``; bytes are fetched
+// several at a time.
 #pragma once
 
 #include <array>

@@ -5,6 +5,10 @@
 namespace ovtrain::hevc {
 
 Decoder::Decoder(Wanted wanted, Span configuration) : wanted_(wanted) {
+    configure(configuration);
+}
+
+void Decoder::configure(Span configuration) {
     const Configuration found = parse_configuration(configuration);
     length_bytes_ = found.length_bytes;
     for (const Span& nal : found.nals) decode_nal(nal, -1);
@@ -168,29 +172,46 @@ bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t byte
 
 void Decoder::decode_segment(const ParsedHeader& parsed, Span payload) {
     const SliceHeader& header = parsed.header;
-    if (!header.dependent) {
-        current_->slices.emplace_back();
-        if (header.type != SliceType::i) lists_ = build_lists(header, references_);
-        SliceReferences& slice = current_->slices.back();
-        slice.weights = header.weights;
-        slice.weighted = header.weighted;
-        for (int list = 0; list < header.lists(); ++list)
-            for (int i = 0; i < header.references[size_t(list)]; ++i) {
-                const Picture& picture = *lists_[size_t(list)][size_t(i)];
-                slice.poc[size_t(list)][size_t(i)] = picture.poc;
-                slice.long_term[size_t(list)][size_t(i)] = picture.marking == Marking::long_term;
-                require(picture.sets->sps->width == parsed.sets->sps->width &&
-                            picture.sets->sps->height == parsed.sets->sps->height,
-                        "a reference picture has another size");
-            }
-    }
+    const int& first_block = current_->slice_address[size_t(header.segment_address)];
+    require(first_block < 0, "two slices hold the same block");
+    if (!header.dependent) start_slice(header, *parsed.sets->sps);
     if (header.type == SliceType::b || (header.type == SliceType::p && current_->type == SliceType::i))
         current_->type = header.type;
     previous_header_ = header;
     has_previous_header_ = true;
     const SliceContext context(*parsed.sets, *current_, previous_header_, lists_);
-    SliceDecoder decoder(context, wanted_, carry_);
-    decoder.decode(payload.data + header.data_offset, payload.bytes - header.data_offset);
+    try {
+        SliceDecoder decoder(context, wanted_, carry_);
+        decoder.decode(payload.data + header.data_offset, payload.bytes - header.data_offset);
+    } catch (const Damaged&) {
+        if (!header.dependent && first_block < 0) {  // nothing refers to it
+            current_->slices.pop_back();
+            has_previous_header_ = false;
+        }
+        throw;
+    }
+}
+
+// The lists of an independent slice, and what they tell of its vectors
+void Decoder::start_slice(const SliceHeader& header, const SequenceParameterSet& sps) {
+    require(current_->slices.size() <= 0xFFFF, "more slices than a picture can have");
+    if (header.type != SliceType::i) lists_ = build_lists(header, references_);
+    SliceReferences slice;
+    slice.weights = header.weights;
+    slice.weighted = header.weighted;
+    for (int list = 0; list < header.lists(); ++list)
+        for (int i = 0; i < header.references[size_t(list)]; ++i) {
+            const Picture& picture = *lists_[size_t(list)][size_t(i)];
+            slice.poc[size_t(list)][size_t(i)] = picture.poc;
+            slice.long_term[size_t(list)][size_t(i)] = picture.marking == Marking::long_term;
+            require(picture.sets->sps->width == sps.width && picture.sets->sps->height == sps.height,
+                    "a reference picture has another size");
+        }
+    current_->slices.push_back(slice);
+    if (header.type == SliceType::i || !header.temporal_mvp) return;
+    const size_t list = header.collocated_from_l0 ? 0 : 1;
+    // Vectors that are predicted from damaged ones are as wrong.
+    if (!lists_[list][size_t(header.collocated_index)]->ok) current_->ok = false;
 }
 
 void Decoder::finish_picture() {

@@ -28,6 +28,9 @@ public:
     // ``configuration``: the container's hvcC record or annex B parameter sets; may be empty
     Decoder(Wanted wanted, Span configuration);
 
+    // New parameter sets of the container, where they change in mid-stream
+    void configure(Span configuration);
+
     // Decode one packet. Damage marks the picture it meets; Unsupported is thrown.
     void push(Span packet, int64_t tag);
 
@@ -55,6 +58,7 @@ private:
     bool place_picture(const SliceHeader& header, int log2_max_poc_lsb);
     bool start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes);
     void decode_segment(const ParsedHeader& parsed, Span payload);
+    void start_slice(const SliceHeader& header, const SequenceParameterSet& sps);
     void finish_picture();
     void release(int most_waiting);
     void fault(const char* what);

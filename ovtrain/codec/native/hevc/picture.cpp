@@ -11,6 +11,7 @@ void Picture::reset(std::shared_ptr<const ActiveSets> active, const Wanted& want
     marking = Marking::unused;
     waits_for_output = false;
     ok = true;
+    generated = false;
     type = SliceType::i;
     cells_across = (sps.width + 3) >> 2;
     cells_down = (sps.height + 3) >> 2;

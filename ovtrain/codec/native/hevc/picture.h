@@ -66,7 +66,8 @@ struct Picture {
     uint64_t coded_bytes = 0;
     Marking marking = Marking::unused;
     bool waits_for_output = false;
-    bool ok = true;         // every slice ended where it should and no block is missing
+    bool ok = true;         // every slice ended where it should, no block and no reference is missing
+    bool generated = false; // in the place of a lost reference (8.3.3)
     SliceType type = SliceType::i;  // P or B as soon as one slice is
 
     int cells_across = 0, cells_down = 0;    // 4x4 blocks of the coded size

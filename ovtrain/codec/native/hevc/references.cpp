@@ -8,6 +8,12 @@ namespace {
 
 constexpr size_t MOST_POOLED = 2;  // unused pictures that are kept for their memory
 
+// 8.3.1: a picture order count has 32 bits, and one for differences is kept free here.
+int checked_poc(int64_t poc) {
+    require(poc >= -(int64_t(1) << 30) && poc < int64_t(1) << 30, "a picture order count is out of range");
+    return int(poc);
+}
+
 bool same_size(const Picture& picture, const SequenceParameterSet& sps) {
     return picture.sets->sps->width == sps.width && picture.sets->sps->height == sps.height;
 }
@@ -28,12 +34,12 @@ int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previou
     if (starts_sequence) return header.poc_lsb;
     const int size = 1 << log2_max_lsb;
     const int previous_lsb = previous & (size - 1);
-    int msb = previous - previous_lsb;
+    int64_t msb = int64_t(previous) - previous_lsb;
     if (header.poc_lsb < previous_lsb && previous_lsb - header.poc_lsb >= size / 2)
         msb += size;
     else if (header.poc_lsb > previous_lsb && header.poc_lsb - previous_lsb > size / 2)
         msb -= size;
-    return msb + header.poc_lsb;
+    return checked_poc(msb + header.poc_lsb);
 }
 
 PicturePtr PicturePool::take(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
@@ -75,6 +81,8 @@ PicturePtr PictureBuffer::absent(const Picture& current, int poc, Marking markin
     picture->poc = poc;
     picture->sequence = current.sequence;
     picture->marking = marking;
+    picture->generated = true;
+    picture->ok = false;
     picture->slices.emplace_back();
     pictures_.push_back(picture);
     return picture;
@@ -90,14 +98,13 @@ ReferenceSets PictureBuffer::apply(const SliceHeader& header, const Picture& cur
     // Long-term entries first: they are looked for among all references (8.3.2).
     std::vector<PicturePtr> turned;
     for (const auto& entry : header.long_term) {
-        const int base = current.poc - header.poc_lsb - entry.msb_cycle * (lsb + 1);
-        const int poc = entry.has_msb ? base + entry.poc : entry.poc;
+        const int64_t base =
+            int64_t(current.poc) - header.poc_lsb - int64_t(entry.msb_cycle) * (lsb + 1);
+        const int poc = entry.has_msb ? checked_poc(base + entry.poc) : entry.poc;
         PicturePtr found = find(poc, entry.has_msb ? every : lsb, true);
-        if (!found && entry.used) {
-            sets.missing = true;
-            found = absent(current, poc, Marking::long_term);
-        }
+        if (!found && entry.used) found = absent(current, poc, Marking::long_term);
         if (!found) continue;
+        sets.missing |= entry.used && found->generated;
         turned.push_back(found);
         if (entry.used) sets.long_term.push_back(found);
     }
@@ -105,11 +112,9 @@ ReferenceSets PictureBuffer::apply(const SliceHeader& header, const Picture& cur
         const auto& entry = header.short_term.at(i);
         const int poc = current.poc + entry.delta_poc;
         PicturePtr found = find(poc, every, false);
-        if (!found && entry.used) {
-            sets.missing = true;
-            found = absent(current, poc, Marking::short_term);
-        }
+        if (!found && entry.used) found = absent(current, poc, Marking::short_term);
         if (!found) continue;
+        sets.missing |= entry.used && found->generated;
         kept.push_back(found);
         if (entry.used)
             (i < header.short_term.negative_count ? sets.before : sets.after).push_back(found);

@@ -15,7 +15,7 @@ using PicturePtr = std::shared_ptr<Picture>;
 // The reference pictures of the current picture by kind (8.3.2), absent ones replaced (8.3.3).
 struct ReferenceSets {
     std::vector<PicturePtr> before, after, long_term;  // StCurrBefore, StCurrAfter, LtCurr
-    bool missing = false;  // one had to be replaced, so that what refers to it is not exact
+    bool missing = false;  // one that is used was lost, so that what refers to it is not exact
 };
 
 // The lists of a slice; entries behind the slice's counts are null.
