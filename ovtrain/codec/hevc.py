@@ -95,10 +95,10 @@ class ExactSignals:
             decoder = native().HevcDecoder(configuration, self._request.want.residual, False)
             for frame, coded in _decoded(decoder, pictures, entry):
                 self.lost_units, last_fault = decoder.lost_units, decoder.last_fault
-                if coded.hidden:
-                    continue
                 if number is None:
-                    number = entry.places[frame.tag] if entry else 0
+                    number = entry.places.get(frame.tag) if entry else 0
+                if coded.hidden or number is None:
+                    continue
                 if number >= first:
                     yield self._signals(frame, coded, number)
                 number += 1
