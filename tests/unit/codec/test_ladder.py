@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.commands import codec as command_line
 from ovtrain.codec import ORIGINS, CodecSignals, Want, ladder, open_signals
 from ovtrain.schema.errors import CodecError, MediaError
 from tests.unit.codec.pictures import encode, moving_square, pan
@@ -74,6 +75,7 @@ def test_the_best_rung_that_serves_a_codec_is_taken(codec, container, origin):
 
 def test_the_ladder_is_the_list_of_origins():
     assert tuple(ladder.LADDER) == ORIGINS
+    assert command_line.ORIGINS == ORIGINS  # launch does not import the codec room
 
 
 def test_without_the_extension_or_the_encoder_the_lowest_rung_serves(monkeypatch):
