@@ -17,6 +17,7 @@ def test_damaged_streams_do_no_harm(tmp_path: Path):
     assert tally.inputs == 2000
     assert tally.pictures > 10_000
     assert 1000 < tally.damaged < tally.pictures
+    # A stream of no bytes has the program divide by zero, which the sanitizer must say.
     (tmp_path / "empty.h265").write_bytes(b"")
-    with pytest.raises(Finding, match="seed 1: "):
-        campaign(program, [tmp_path / "empty.h265"], 1)
+    with pytest.raises(Finding, match=r"seed 1: [^$]*division by zero"):
+        campaign(program, [tmp_path / "empty.h265"], 6)
