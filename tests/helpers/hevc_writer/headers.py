@@ -39,6 +39,7 @@ class Bits:
         return bool(value)
 
     def ue(self, value: int) -> None:
+        assert value >= 0, value
         code = f"{value + 1:b}"
         self.text += "0" * (len(code) - 1) + code
 
@@ -193,8 +194,11 @@ def _draw_pictures(plan: Plan) -> list[PicturePlan]:
     for poc in ORDER if plan.log2_poc_lsb == 4 else ORDER[:SHORT]:
         while len(short) + len(long) > 4:
             (long if long and rng.random() < 0.5 else short).pop(0)
-        if plan.long_term and len(short) > 1 and rng.random() < 0.5:
-            long.append(short.pop(rng.randrange(len(short))))
+        # A long-term reference cannot be of a later cycle of the order counts.
+        old = [entry for entry in short if entry < ORDER[-2]]
+        if plan.long_term and len(old) > 1 and rng.random() < 0.5:
+            long.append(rng.choice(old))
+            short.remove(long[-1])
         used = [rng.random() < 0.8 for _ in short + long]
         if not any(used):
             used = [True] * len(used)
@@ -581,7 +585,7 @@ class Pictures:
                     bits.flag(used)
                 cycle = (picture.poc >> plan.log2_poc_lsb) - (entry >> plan.log2_poc_lsb)
                 if plan.wild:
-                    cycle = past + self.rng.choice([0, 1, 0xFFFFF0 - past])
+                    cycle = max(past + self.rng.choice([0, 1]), self.rng.choice([0, 0xFFFFF0]))
                 if bits.flag(plan.log2_poc_lsb == 4 or self.rng.random() < 0.5):
                     bits.ue(cycle - past)
                     past = cycle
