@@ -186,10 +186,7 @@ Span span_of(const nb::bytes& data) {
     return {reinterpret_cast<const uint8_t*>(data.c_str()), data.size()};
 }
 
-}  // namespace
-
-void bind_hevc(nb::module_& m) {
-    nb::exception<Unsupported>(m, "Unsupported", PyExc_ValueError);
+void bind_frame(nb::module_& m) {
     nb::class_<Frame>(m, "HevcFrame")
         .def_prop_ro("height", &Frame::height)
         .def_prop_ro("width", &Frame::width)
@@ -216,6 +213,9 @@ void bind_hevc(nb::module_& m) {
         .def_prop_ro("constrained_intra_pred", [](const Frame& f) {
             return f.picture->sets->pps->constrained_intra_pred;
         });
+}
+
+void bind_decoder(nb::module_& m) {
     nb::class_<Decoder>(m, "HevcDecoder")
         .def(
             "__init__",
@@ -255,4 +255,12 @@ void bind_hevc(nb::module_& m) {
              })
         .def_prop_ro("lost_units", &Decoder::lost_units)
         .def_prop_ro("last_fault", &Decoder::last_fault);
+}
+
+}  // namespace
+
+void bind_hevc(nb::module_& m) {
+    nb::exception<Unsupported>(m, "Unsupported", PyExc_ValueError);
+    bind_frame(m);
+    bind_decoder(m);
 }
