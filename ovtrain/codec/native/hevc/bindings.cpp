@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "decoder.h"
 
@@ -49,6 +50,19 @@ struct Frame {
     }
 };
 
+// Frees the GIL while a large frame's maps are copied. A small one takes a few microseconds: to wait
+// for the GIL again, behind another thread that decodes, would take longer.
+struct FreeGil {
+    explicit FreeGil(const Frame& frame) {
+        if (frame.height() * frame.width() >= LARGE) release_.emplace();
+    }
+
+private:
+    static constexpr int LARGE = 512 * 512;
+
+    std::optional<nb::gil_scoped_release> release_;
+};
+
 const char* type_of(const Frame& frame) {
     switch (frame.picture->type) {
         case SliceType::b: return "B";
@@ -62,7 +76,7 @@ void copy_motion(const Frame& frame, Out<int16_t, 4> out) {
     if (out.shape(2) != 2 || out.shape(3) != 2)
         throw std::invalid_argument("motion needs an array of shape (h4, w4, 2, 2)");
     int16_t* to = out.data();
-    nb::gil_scoped_release release;
+    const FreeGil free(frame);
     frame.each_cell([&](size_t place, int x, int y) {
         static_assert(sizeof(Motion::vector) == 8);
         std::memcpy(to + 4 * place, &frame.picture->motion_at(x, y).vector, 8);
@@ -86,7 +100,7 @@ void copy_reference_delta(const Frame& frame, Out<int16_t, 3> out) {
     if (out.shape(2) != 2)
         throw std::invalid_argument("reference_delta needs an array of shape (h4, w4, 2)");
     int16_t* to = out.data();
-    nb::gil_scoped_release release;
+    const FreeGil free(frame);
     const Picture& picture = *frame.picture;
     std::vector<Distances> slices;
     for (const SliceReferences& slice : picture.slices)
@@ -107,7 +121,7 @@ void copy_residual(const Frame& frame, Out<int16_t, 2> out) {
     if (int(out.shape(0)) != frame.height() || int(out.shape(1)) != frame.width())
         throw std::invalid_argument("the array has not the shape of the frame");
     int16_t* to = out.data();
-    nb::gil_scoped_release release;
+    const FreeGil free(frame);
     const auto& sps = frame.sps();
     const auto row = size_t(frame.width());
     const int16_t* from =
@@ -124,7 +138,7 @@ void copy_blocks(const Frame& frame, Out<uint8_t, 2> mode, Out<int8_t, 2> qp,
     uint8_t* modes = mode.data();
     int8_t* qps = qp.data();
     uint8_t* sizes = size.data();
-    nb::gil_scoped_release release;
+    const FreeGil free(frame);
     frame.each_cell([&](size_t place, int x, int y) {
         const CodingBlock& block = frame.picture->block_at(x, y);
         modes[place] = uint8_t(block.mode);
