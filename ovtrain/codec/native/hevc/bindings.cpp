@@ -54,12 +54,10 @@ struct Frame {
 // for the GIL again, behind another thread that decodes, would take longer.
 struct FreeGil {
     explicit FreeGil(const Frame& frame) {
-        if (frame.height() * frame.width() >= LARGE) release_.emplace();
+        if (int64_t(frame.height()) * frame.width() >= LARGE_PICTURE) release_.emplace();
     }
 
 private:
-    static constexpr int LARGE = 512 * 512;
-
     std::optional<nb::gil_scoped_release> release_;
 };
 
@@ -245,6 +243,16 @@ void bind_decoder(nb::module_& m) {
                 self.push(span, tag);
             },
             nb::arg("packet"), nb::arg("tag"))
+        .def(
+            "push_all",
+            [](Decoder& self, const nb::list& packets, int64_t first_tag) {
+                std::vector<Span> spans;
+                for (const nb::handle packet : packets)
+                    spans.push_back(span_of(nb::cast<nb::bytes>(packet)));
+                nb::gil_scoped_release release;
+                for (const Span& span : spans) self.push(span, first_tag++);
+            },
+            nb::arg("packets"), nb::arg("first_tag"))
         .def(
             "configure",
             [](Decoder& self, const nb::bytes& configuration) {

@@ -26,6 +26,9 @@ using ReferenceLists = std::array<std::array<PicturePtr, MAX_REFERENCES>, 2>;
 int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previous,
                         bool starts_sequence);
 
+// Luma samples from which on a picture's memory and copying weigh more than its handling
+constexpr int64_t LARGE_PICTURE = 512 * 512;
+
 // MaxDpbSize: how many pictures of this size a stream may ask a decoder to hold (A.4.2).
 size_t most_pictures(const SequenceParameterSet& sps);
 
