@@ -9,7 +9,8 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from tests.helpers.hevc_writer.headers import Plan, draw, records
+from tests.helpers.hevc_writer.headers import records
+from tests.helpers.hevc_writer.plan import Plan, draw
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[2] / "ovtrain/codec/native/hevc"

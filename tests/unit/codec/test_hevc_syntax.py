@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.hevc_oracle import Verdict, check
-from tests.helpers.hevc_writer.headers import Plan
+from tests.helpers.hevc_writer.plan import Plan
 from tests.helpers.hevc_writer.streams import stream, tile_map
 from tests.unit.codec.test_hevc_oracle import pixels_of, signals_of
 
