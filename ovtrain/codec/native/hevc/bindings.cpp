@@ -211,7 +211,6 @@ void bind_frame(nb::module_& m) {
         .def_prop_ro("tag", [](const Frame& f) { return f.picture->tag; })
         .def_prop_ro("type", &type_of)
         .def_prop_ro("ok", [](const Frame& f) { return f.picture->ok; })
-        .def_prop_ro("coded_bytes", [](const Frame& f) { return f.picture->coded_bytes; })
         .def("motion", &copy_motion, nb::arg("out"))
         .def("reference_delta", &copy_reference_delta, nb::arg("out"))
         .def("residual", &copy_residual, nb::arg("out"))

@@ -116,12 +116,11 @@ void Decoder::decode_slice(Span nal, const NalHeader& nal_header, int64_t tag) {
         bits, nal_header, [this](int id) { return find_sets(id); },
         has_previous_header_ ? &previous_header_ : nullptr);
     if (parsed.header.first_in_picture) {
-        if (!start_picture(parsed, tag, nal.bytes)) return;
+        if (!start_picture(parsed, tag)) return;
     } else {
         if (!current_ && drops_rasl_ && nal_header.is_rasl()) return;
         require(current_ != nullptr, "a slice whose picture's first slice never came");
         require(parsed.sets->sps == current_->sets->sps, "the size changes inside a picture");
-        current_->coded_bytes += nal.bytes;
     }
     decode_segment(parsed, payload);
 }
@@ -144,7 +143,7 @@ bool Decoder::place_picture(const SliceHeader& header, int log2_max_poc_lsb) {
 }
 
 // False where the picture is not decoded
-bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes) {
+bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag) {
     const SliceHeader& header = parsed.header;
     const uint64_t sequence = sequence_;
     if (!place_picture(header, parsed.sets->sps->log2_max_poc_lsb)) return false;
@@ -162,7 +161,6 @@ bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag, size_t byte
     current_ = buffer_.fresh(parsed.sets, wanted_);
     current_->sequence = sequence_;
     current_->tag = tag;
-    current_->coded_bytes = bytes;
     current_->poc = poc_;
     current_->waits_for_output = header.output;
     references_ = ReferenceSets();

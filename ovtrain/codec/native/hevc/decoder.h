@@ -56,7 +56,7 @@ private:
     std::shared_ptr<const ActiveSets> find_sets(int pps_id);
     void decode_slice(Span nal, const NalHeader& header, int64_t tag);
     bool place_picture(const SliceHeader& header, int log2_max_poc_lsb);
-    bool start_picture(const ParsedHeader& parsed, int64_t tag, size_t bytes);
+    bool start_picture(const ParsedHeader& parsed, int64_t tag);
     void decode_segment(const ParsedHeader& parsed, Span payload);
     void start_slice(const SliceHeader& header, const SequenceParameterSet& sps);
     void finish_picture();

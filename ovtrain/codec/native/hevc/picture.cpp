@@ -7,7 +7,6 @@ void Picture::reset(std::shared_ptr<const ActiveSets> active, const Wanted& want
     const auto& sps = *sets->sps;
     poc = 0;
     tag = -1;
-    coded_bytes = 0;
     marking = Marking::unused;
     waits_for_output = false;
     ok = true;

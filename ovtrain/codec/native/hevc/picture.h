@@ -63,7 +63,6 @@ struct Picture {
     int poc = 0;
     uint64_t sequence = 0;  // number of the coded video sequence
     int64_t tag = -1;       // of the access unit, the caller's
-    uint64_t coded_bytes = 0;
     Marking marking = Marking::unused;
     bool waits_for_output = false;
     bool ok = true;         // every slice ended where it should, no block and no reference is missing
