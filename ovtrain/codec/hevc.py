@@ -61,12 +61,6 @@ class _Coded(NamedTuple):
     ok: bool = True
 
 
-BATCH = 16
-LARGE_PICTURE = 512 * 512
-"""Packets of smaller pictures are decoded several at a time: a thread that has to wait for the GIL
-after each of them loses more than the handling takes."""
-
-
 @dataclass(frozen=True)
 class _Entry:
     """Where to start decoding: a packet's number, and the place in presentation order of every
@@ -99,8 +93,7 @@ class ExactSignals:
         last_fault = ""
         with self.supported():
             decoder = native().HevcDecoder(configuration, self._request.want.residual, False)
-            batch = BATCH if self.height * self.width < LARGE_PICTURE else 1
-            for frame, coded in _decoded(decoder, pictures, entry, batch):
+            for frame, coded in _decoded(decoder, pictures, entry):
                 self.lost_units, last_fault = decoder.lost_units, decoder.last_fault
                 if number is None:
                     number = entry.places.get(frame.tag) if entry else 0
@@ -176,37 +169,25 @@ class ExactSignals:
 
 
 def _decoded(
-    decoder: Any, pictures: Iterable[CodedPicture], entry: _Entry | None, batch: int
+    decoder: Any, pictures: Iterable[CodedPicture], entry: _Entry | None
 ) -> Iterator[tuple[Any, _Coded]]:
-    """Every decoded frame in output order, with what is known of its access unit; ``batch`` of them
-    are decoded at a time."""
+    """Every decoded frame in output order, with what is known of its access unit."""
     waiting: dict[int, _Coded] = {}
-    packets: list[bytes] = []
 
     def ready() -> Iterator[tuple[Any, _Coded]]:
         for frame in iter(decoder.pop, None):
             # A packet should hold one picture; a second one has neither time nor bytes of its own.
             yield frame, waiting.pop(frame.tag, _Coded())
 
-    number = -1
-    for number, picture in enumerate(pictures):
-        payload, time, hidden, ok, configuration = picture
+    for number, (payload, time, hidden, ok, configuration) in enumerate(pictures):
         if configuration is not None:
-            decoder.push_all(packets, number - len(packets))
-            packets.clear()
-            yield from ready()
             decoder.configure(configuration)
         if entry and number < entry.packet:
             decoder.skim(payload)
             continue
         waiting[number] = _Coded(len(payload), time, hidden, ok)
-        packets.append(payload)
-        if len(packets) == batch:
-            decoder.push_all(packets, number + 1 - batch)
-            packets.clear()
-            yield from ready()
-    decoder.push_all(packets, number + 1 - len(packets))
-    yield from ready()
+        decoder.push(payload, number)
+        yield from ready()
     decoder.flush()
     yield from ready()
 

@@ -43,12 +43,32 @@ struct Frame {
             for (int j = 0; j < across; ++j, ++place) visit(place, left + 4 * j, top + 4 * i);
     }
 
+    // Call visit(place in the caller's grid, index in the picture's, length, slice) for each row of
+    // 4x4 blocks of the window, in runs that one slice decoded.
+    template <typename Visit>
+    void each_run(Visit visit) const {
+        const int left = sps().crop_left, right = left + width(), size = sps().ctb_size();
+        size_t place = 0;
+        for (int i = 0; i < cells_down(); ++i) {
+            const int y = sps().crop_top + 4 * i;
+            for (int x = left; x < right;) {
+                const int end = std::min(right, (x / size + 1) * size);
+                const auto cells = size_t(end - x + 3) / 4;
+                visit(place, picture->cell(x, y), cells, picture->slice_index_at(x, y));
+                place += cells;
+                x += 4 * int(cells);
+            }
+        }
+    }
+
     template <typename Array>
     void check_grid(const Array& out) const {
         if (int(out.shape(0)) != cells_down() || int(out.shape(1)) != cells_across())
             throw std::invalid_argument("the array has not the shape of the frame's 4x4 blocks");
     }
 };
+
+constexpr int64_t LARGE_PICTURE = 512 * 512;  // luma samples
 
 // Frees the GIL while a large frame's maps are copied. A small one takes a few microseconds: to wait
 // for the GIL again, behind another thread that decodes, would take longer.
@@ -75,9 +95,10 @@ void copy_motion(const Frame& frame, Out<int16_t, 4> out) {
         throw std::invalid_argument("motion needs an array of shape (h4, w4, 2, 2)");
     int16_t* to = out.data();
     const FreeGil free(frame);
-    frame.each_cell([&](size_t place, int x, int y) {
+    frame.each_run([&](size_t place, size_t cell, size_t cells, size_t) {
+        const Motion* from = &frame.picture->motion[cell];
         static_assert(sizeof(Motion::vector) == 8);
-        std::memcpy(to + 4 * place, &frame.picture->motion_at(x, y).vector, 8);
+        for (size_t i = 0; i < cells; ++i) std::memcpy(to + 4 * (place + i), &from[i].vector, 8);
     });
 }
 
@@ -103,13 +124,13 @@ void copy_reference_delta(const Frame& frame, Out<int16_t, 3> out) {
     std::vector<Distances> slices;
     for (const SliceReferences& slice : picture.slices)
         slices.push_back(distances_of(picture, slice));
-    const int shift = frame.sps().log2_ctb, across = frame.sps().ctbs_across();
-    frame.each_cell([&](size_t place, int x, int y) {
-        const size_t ctb = size_t((y >> shift) * across + (x >> shift));
-        const Distances& distances = slices[picture.slice_index[ctb]];
-        const auto& reference = picture.motion_at(x, y).reference;
-        to[2 * place] = distances[0][size_t(reference[0] + 1)];
-        to[2 * place + 1] = distances[1][size_t(reference[1] + 1)];
+    frame.each_run([&](size_t place, size_t cell, size_t cells, size_t slice) {
+        const Motion* from = &picture.motion[cell];
+        const Distances& distances = slices[slice];
+        for (size_t i = 0; i < cells; ++i, ++place) {
+            to[2 * place] = distances[0][size_t(from[i].reference[0] + 1)];
+            to[2 * place + 1] = distances[1][size_t(from[i].reference[1] + 1)];
+        }
     });
 }
 
@@ -242,16 +263,6 @@ void bind_decoder(nb::module_& m) {
                 self.push(span, tag);
             },
             nb::arg("packet"), nb::arg("tag"))
-        .def(
-            "push_all",
-            [](Decoder& self, const nb::list& packets, int64_t first_tag) {
-                std::vector<Span> spans;
-                for (const nb::handle packet : packets)
-                    spans.push_back(span_of(nb::cast<nb::bytes>(packet)));
-                nb::gil_scoped_release release;
-                for (const Span& span : spans) self.push(span, first_tag++);
-            },
-            nb::arg("packets"), nb::arg("first_tag"))
         .def(
             "configure",
             [](Decoder& self, const nb::bytes& configuration) {

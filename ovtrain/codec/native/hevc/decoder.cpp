@@ -153,12 +153,9 @@ bool Decoder::start_picture(const ParsedHeader& parsed, int64_t tag) {
         release(0);
         buffer_.unmark_all();
     }
-    // A packet holds one picture; this bounds what many in one would hold until they are popped. Of
-    // small pictures some packets may be pushed at once.
-    const auto& sps = *parsed.sets->sps;
-    const size_t packets = int64_t(sps.width) * sps.height < LARGE_PICTURE ? 2 : 1;
-    require(ready_.size() <= packets * most_pictures(sps), "too many pictures in a packet");
-    current_ = buffer_.fresh(parsed.sets, wanted_);
+    // A packet holds one picture; this bounds what many in one would hold until they are popped.
+    require(ready_.size() <= most_pictures(*parsed.sets->sps), "too many pictures in a packet");
+    current_ = fresh_picture(parsed.sets, wanted_);
     current_->sequence = sequence_;
     current_->tag = tag;
     current_->poc = poc_;

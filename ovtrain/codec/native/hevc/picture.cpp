@@ -29,4 +29,11 @@ void Picture::reset(std::shared_ptr<const ActiveSets> active, const Wanted& want
     transform_size.assign(wanted.detail ? cells : 0, 0);
 }
 
+size_t Picture::bytes() const {
+    const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
+    return sizeof(Picture) + held(motion) + held(blocks) + held(residual) + held(ctb_bits) +
+           held(slice_address) + held(slice_index) + held(slices) + held(intra_mode) +
+           held(transform_size);
+}
+
 }  // namespace ovtrain::hevc

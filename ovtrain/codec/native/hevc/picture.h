@@ -84,13 +84,17 @@ struct Picture {
     // Make it an empty picture of these sets; memory of an earlier use is kept.
     void reset(std::shared_ptr<const ActiveSets> active, const Wanted& wanted);
 
+    // About how much memory it has
+    size_t bytes() const;
+
     Motion& motion_at(int x, int y) { return motion[cell(x, y)]; }
     const Motion& motion_at(int x, int y) const { return motion[cell(x, y)]; }
-    const SliceReferences& slice_at(int x, int y) const {
+    size_t slice_index_at(int x, int y) const {
         const int shift = sets->sps->log2_ctb;
         const int address = (y >> shift) * sets->sps->ctbs_across() + (x >> shift);
-        return slices[slice_index[size_t(address)]];
+        return slice_index[size_t(address)];
     }
+    const SliceReferences& slice_at(int x, int y) const { return slices[slice_index_at(x, y)]; }
     CodingBlock& block_at(int x, int y) {
         const int shift = sets->sps->log2_min_cb;
         return blocks[size_t(y >> shift) * size_t(blocks_across) + size_t(x >> shift)];

@@ -1,12 +1,14 @@
 #include "references.h"
 
 #include <algorithm>
+#include <deque>
+#include <mutex>
 
 namespace ovtrain::hevc {
 
 namespace {
 
-constexpr size_t MOST_POOLED = 2;  // unused pictures that are kept for their memory
+constexpr size_t MOST_UNUSED = size_t(16) << 20;  // bytes of unused pictures that a process keeps
 
 // 8.3.1: a picture order count has 32 bits, and one for differences is kept free here.
 int checked_poc(int64_t poc) {
@@ -16,6 +18,39 @@ int checked_poc(int64_t poc) {
 
 bool same_size(const Picture& picture, const SequenceParameterSet& sps) {
     return picture.sets->sps->width == sps.width && picture.sets->sps->height == sps.height;
+}
+
+// Pictures that nobody holds, kept for their memory, last used last.
+class UnusedPictures {
+public:
+    std::unique_ptr<Picture> take(const SequenceParameterSet& sps) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto fits = [&](const auto& picture) { return same_size(*picture, sps); };
+        const auto found = std::find_if(pictures_.rbegin(), pictures_.rend(), fits);
+        if (found == pictures_.rend()) return nullptr;
+        std::unique_ptr<Picture> picture = std::move(*found);
+        pictures_.erase(std::next(found).base());
+        bytes_ -= picture->bytes();
+        return picture;
+    }
+
+    void give(std::unique_ptr<Picture> picture) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        bytes_ += picture->bytes();
+        pictures_.push_back(std::move(picture));
+        for (; bytes_ > MOST_UNUSED; pictures_.pop_front()) bytes_ -= pictures_.front()->bytes();
+    }
+
+private:
+    std::mutex mutex_;
+    std::deque<std::unique_ptr<Picture>> pictures_;
+    size_t bytes_ = 0;
+};
+
+// Never destroyed: a picture may be let go of while the process ends.
+UnusedPictures& unused_pictures() {
+    static auto* const pictures = new UnusedPictures;
+    return *pictures;
 }
 
 }  // namespace
@@ -42,28 +77,13 @@ int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previou
     return checked_poc(msb + header.poc_lsb);
 }
 
-PicturePtr PicturePool::take(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
-    std::unique_ptr<Picture> picture;
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (!unused_.empty() && !same_size(*unused_.back(), *sets->sps)) unused_.clear();
-        if (!unused_.empty()) {
-            picture = std::move(unused_.back());
-            unused_.pop_back();
-        }
-    }
+PicturePtr fresh_picture(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
+    std::unique_ptr<Picture> picture = unused_pictures().take(*sets->sps);
     if (!picture) picture = std::make_unique<Picture>();
     picture->reset(std::move(sets), wanted);
-    auto let_go = [pool = weak_from_this()](Picture* dropped) {
-        std::unique_ptr<Picture> owned(dropped);
-        if (const auto alive = pool.lock()) alive->give_back(std::move(owned));
-    };
-    return PicturePtr(picture.release(), let_go);
-}
-
-void PicturePool::give_back(std::unique_ptr<Picture> picture) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (unused_.size() < MOST_POOLED) unused_.push_back(std::move(picture));
+    return PicturePtr(picture.release(), [](Picture* dropped) {
+        unused_pictures().give(std::unique_ptr<Picture>(dropped));
+    });
 }
 
 PicturePtr PictureBuffer::find(int poc, int mask, bool any_marking) const {
@@ -77,7 +97,7 @@ PicturePtr PictureBuffer::find(int poc, int mask, bool any_marking) const {
 
 // 8.3.3.2: a picture without motion; nothing of it is output
 PicturePtr PictureBuffer::absent(const Picture& current, int poc, Marking marking) {
-    PicturePtr picture = fresh(current.sets, Wanted{false, false});
+    PicturePtr picture = fresh_picture(current.sets, Wanted{false, false});
     picture->poc = poc;
     picture->sequence = current.sequence;
     picture->marking = marking;

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "picture.h"
@@ -26,33 +25,16 @@ using ReferenceLists = std::array<std::array<PicturePtr, MAX_REFERENCES>, 2>;
 int picture_order_count(const SliceHeader& header, int log2_max_lsb, int previous,
                         bool starts_sequence);
 
-// Luma samples from which on a picture's memory and copying weigh more than its handling
-constexpr int64_t LARGE_PICTURE = 512 * 512;
-
 // MaxDpbSize: how many pictures of this size a stream may ask a decoder to hold (A.4.2).
 size_t most_pictures(const SequenceParameterSet& sps);
 
-// Pictures that nobody holds any more, kept for their memory. The last one to let go of a picture may
-// be on another thread than its decoder, or behind the decoder's end.
-class PicturePool : public std::enable_shared_from_this<PicturePool> {
-public:
-    // An empty picture, out of reused memory where there is some
-    PicturePtr take(std::shared_ptr<const ActiveSets> sets, Wanted wanted);
-
-private:
-    void give_back(std::unique_ptr<Picture> picture);
-
-    std::mutex mutex_;
-    std::vector<std::unique_ptr<Picture>> unused_;
-};
+// An empty picture. Its memory is that of one of its size that nobody holds any more, where there is
+// one: of any decoder of the process, so that a clip does not fault in every page anew.
+PicturePtr fresh_picture(std::shared_ptr<const ActiveSets> sets, Wanted wanted);
 
 // Decoded pictures that are still referenced or still wait for output.
 class PictureBuffer {
 public:
-    PicturePtr fresh(std::shared_ptr<const ActiveSets> sets, Wanted wanted) {
-        return pool_->take(std::move(sets), wanted);
-    }
-
     // 8.3.2: mark what the header's sets no longer hold as unused, and return what they hold.
     ReferenceSets apply(const SliceHeader& header, const Picture& current);
 
@@ -76,7 +58,6 @@ private:
     PicturePtr absent(const Picture& current, int poc, Marking marking);
 
     std::vector<PicturePtr> pictures_;
-    std::shared_ptr<PicturePool> pool_ = std::make_shared<PicturePool>();
 };
 
 // 8.3.4. Throws Damaged where a list entry has no picture.
