@@ -8,7 +8,9 @@ namespace ovtrain::hevc {
 
 namespace {
 
-constexpr size_t MOST_UNUSED = size_t(16) << 20;  // bytes of unused pictures that a process keeps
+// Unused pictures that a process keeps: so many bytes, and of larger pictures two per decoder, which
+// would otherwise free and ask for one with each packet.
+constexpr size_t MOST_UNUSED = size_t(16) << 20, MOST_PER_DECODER = 2;
 
 // 8.3.1: a picture order count has 32 bits, and one for differences is kept free here.
 int checked_poc(int64_t poc) {
@@ -38,11 +40,26 @@ public:
         const std::lock_guard<std::mutex> lock(mutex_);
         bytes_ += picture->bytes();
         pictures_.push_back(std::move(picture));
-        for (; bytes_ > MOST_UNUSED; pictures_.pop_front()) bytes_ -= pictures_.front()->bytes();
+        trim();
+    }
+
+    // A decoder more, or less
+    void serve(int change) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        decoders_ += size_t(change);
+        trim();
     }
 
 private:
+    void trim() {
+        while (bytes_ > MOST_UNUSED && pictures_.size() > MOST_PER_DECODER * decoders_) {
+            bytes_ -= pictures_.front()->bytes();
+            pictures_.pop_front();
+        }
+    }
+
     std::mutex mutex_;
+    size_t decoders_ = 0;
     std::deque<std::unique_ptr<Picture>> pictures_;
     size_t bytes_ = 0;
 };
@@ -85,6 +102,10 @@ PicturePtr fresh_picture(std::shared_ptr<const ActiveSets> sets, Wanted wanted) 
         unused_pictures().give(std::unique_ptr<Picture>(dropped));
     });
 }
+
+PictureBuffer::PictureBuffer() { unused_pictures().serve(1); }
+
+PictureBuffer::~PictureBuffer() { unused_pictures().serve(-1); }
 
 PicturePtr PictureBuffer::find(int poc, int mask, bool any_marking) const {
     for (const auto& picture : pictures_)

@@ -35,6 +35,11 @@ PicturePtr fresh_picture(std::shared_ptr<const ActiveSets> sets, Wanted wanted);
 // Decoded pictures that are still referenced or still wait for output.
 class PictureBuffer {
 public:
+    PictureBuffer();
+    ~PictureBuffer();
+    PictureBuffer(const PictureBuffer&) = delete;
+    PictureBuffer& operator=(const PictureBuffer&) = delete;
+
     // 8.3.2: mark what the header's sets no longer hold as unused, and return what they hold.
     ReferenceSets apply(const SliceHeader& header, const Picture& current);
 
