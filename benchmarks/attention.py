@@ -21,7 +21,7 @@ from measure import interleaved, line
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ovtrain.ops.varlen_attention import varlen_attention
+from ovtrain.ops.varlen_attention import Sequences, varlen_attention
 
 HEADS, WIDTH = 4, 64
 
@@ -31,8 +31,8 @@ def bounds(lengths: list[int]) -> Tensor:
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    cu, longest = bounds(lengths), max(lengths)
-    return varlen_attention(q, k, v, cu, cu, longest, longest, "sdpa")
+    samples = Sequences(bounds(lengths), max(lengths))
+    return varlen_attention(q, k, v, samples, samples, "sdpa")
 
 
 def padded(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:

@@ -29,7 +29,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,16 +38,15 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.progress import Progress
-from ovtrain.codec import CodecSignals, SignalSource, Want, open_signals
+from ovtrain.codec import CodecSignals, Want, open_signals
 from ovtrain.codec.bitstream import ORIGINS, Origin
-from ovtrain.codec.energy import measure_video
 from ovtrain.codec.hevc import ExactSignals
-from ovtrain.codec.selection import MODES, Mode, select
+from ovtrain.codec.selection import MODES, Mode
+from ovtrain.codec.video_selection import select_from_video
 from ovtrain.config.load import checked, load
 from ovtrain.config.prepare import EnergyConfig
 from ovtrain.schema.atomic import atomic_open
-from ovtrain.schema.errors import CodecError, ConfigError, exit_status
-from ovtrain.schema.grid import PatchGrid
+from ovtrain.schema.errors import CodecError, exit_status
 
 NO_POC = int(np.iinfo(np.int64).min)
 BLOCK = 1 << 20
@@ -183,40 +182,39 @@ def select_patches(
     start: int = 0,
     stop: int | None = None,
 ) -> str:
-    """Choose ``budget`` patches of ``frames`` frames, spread evenly over the video or over
-    [start, stop); all of its frames where there are fewer. The picture is resized by its short side
-    and cropped to ``size`` x ``size``. Energies of frames between add to the next one taken."""
-    config = energy or EnergyConfig()
-    for name, value in (("frames", frames), ("size", size), ("patch", patch)):
-        if value < 1:
-            raise ConfigError(f"{name}={value}", "not positive", allowed="1 or more")
-    grid = PatchGrid.from_pixels(1, size, size, patch)
-    with open_signals(video, origin=origin, start=start, stop=stop) as source:
-        measured = measure_video(_shown(source, "energy"), grid, config)
-        taken = source.origin
-    count = min(frames, len(measured))
-    frame_ids = np.rint(np.linspace(0, len(measured) - 1, count)).astype(np.int64)
-    clip = measured.clip(frame_ids.tolist())
-    chosen = select(clip.map, budget, mode)
-    positions = np.stack(np.unravel_index(chosen.flat, clip.map.shape), axis=1).astype(np.int16)
+    """Choose ``budget`` patches as ``ovtrain.codec.video_selection`` does."""
+    found = select_from_video(
+        video,
+        budget,
+        frames=frames,
+        size=size,
+        patch=patch,
+        mode=mode,
+        energy=energy,
+        origin=origin,
+        start=start,
+        stop=stop,
+        watch=lambda signals: _shown(signals, "energy"),
+    )
     NpzWriter(out.parent).write(
         out,
-        energy=clip.map,
-        positions=positions,
-        frame_ids=start + frame_ids,
-        filled=np.array(chosen.filled),
-        damaged=np.array(clip.damaged),
-        signal_origin=np.array(taken),
+        energy=found.energy,
+        positions=found.positions.astype(np.int16),
+        frame_ids=found.frame_ids,
+        filled=np.array(found.filled),
+        damaged=np.array(found.damaged),
+        signal_origin=np.array(found.origin),
     )
-    notes = [f"{clip.damaged} of them damaged"] * bool(clip.damaged)
-    notes += [f"{chosen.filled} kept patches carry no energy"] * bool(chosen.filled)
+    notes = [f"{found.damaged} of them damaged"] * bool(found.damaged)
+    notes += [f"{found.filled} kept patches carry no energy"] * bool(found.filled)
     return (
-        f"{out}: {len(positions)} of {clip.map.size} patches of {count} frames out of "
-        f"{len(measured)}, {taken}" + "".join(f"; {note}" for note in notes)
+        f"{out}: {len(found.positions)} of {found.energy.size} patches of "
+        f"{len(found.frame_ids)} frames out of {found.read}, {found.origin}"
+        + "".join(f"; {note}" for note in notes)
     )
 
 
-def _shown(source: SignalSource, name: str) -> Iterator[CodecSignals]:
+def _shown(source: Iterable[CodecSignals], name: str) -> Iterator[CodecSignals]:
     with Progress(name, None, "frames") as progress:
         for signals in source:
             yield signals

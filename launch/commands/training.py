@@ -99,4 +99,4 @@ def probe(config: str, overrides: tuple[str, ...]) -> int:
 @click.option("--to", required=True, help="Folder for the transformers-loadable model.")
 def export(run: str, to: str) -> int:
     """Write a run's encoder for transformers."""
-    return run_job("ovtrain.export.hf", [run, "--to", to])
+    return run_job("ovtrain.export.run", [run, "--to", to])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ovtrain.config.rules import POSITIVE, broken, not_among
+from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,84 @@ PRESETS: dict[str, ModelSize] = {
     "huge": ModelSize(1280, 32, 20, 5120),
 }
 ROPE_STYLES = ("rotary", "released")
+NORMS = ("layer_norm", "rms_norm")
 ATTENTION_BACKENDS = ("auto", "sdpa", "varlen", "flash")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``attention``: auto takes the fastest backend that runs on the device. ``init_std``: of
-    linear maps; the public 0.02 suits widths from 768 on, narrow encoders learn sooner from
-    0.05."""
+    """A size of PRESETS; ``width``, ``depth``, ``heads`` and ``mlp`` replace its own where they are
+    not 0.
+
+    rope_frames    frames of the virtual grid: t runs from 0 to one below; null: any t.
+    norm           layer_norm | rms_norm, of blocks and token outputs.
+    init_std       of linear maps; the public 0.02 suits widths from 768 on, narrow encoders learn
+                   sooner from 0.05.
+    pooling        whether there is an attentive pooling head.
+    window_frames  frames per temporal window; the blocks in ``window_layers`` (from 0) attend
+                   inside windows. 0 and []: every block sees the whole sample.
+    attention      auto takes the fastest backend that runs on the device.
+    recompute      activations: 0 keeps all, k recomputes every k-th block in the backward pass,
+                   1 every block.
+    compile        torch.compile each block.
+    """
 
     preset: str = "large"
+    width: int = 0
+    depth: int = 0
+    heads: int = 0
+    mlp: int = 0
     patch: int = 14
     rope_style: str = "rotary"
     rope_theta: float = 10000.0
-    rope_frames: int = 64
+    rope_frames: int | None = 64
+    norm: str = "layer_norm"
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    pooling: bool = True
+    window_frames: int = 0
+    window_layers: tuple[int, ...] = ()
     attention: str = "auto"
+    recompute: int = 0
+    compile: bool = False
 
     @property
     def size(self) -> ModelSize:
-        return PRESETS[self.preset]
+        known = PRESETS[self.preset]
+        own = {name: getattr(self, name) for name in ("width", "depth", "heads", "mlp")}
+        return replace(known, **{name: value for name, value in own.items() if value})
 
     def problems(self) -> list[str]:
         choices = {
             "preset": PRESETS,
             "rope_style": ROPE_STYLES,
+            "norm": NORMS,
             "attention": ATTENTION_BACKENDS,
         }
-        rules = {POSITIVE: ("patch", "rope_theta", "rope_frames", "norm_eps", "init_std")}
-        return not_among(self, "model.", choices) + broken(self, "model.", rules)
+        rules = {
+            POSITIVE: ("patch", "rope_theta", "rope_frames", "norm_eps", "init_std"),
+            NOT_NEGATIVE: ("width", "depth", "heads", "mlp", "window_frames", "recompute"),
+        }
+        found = not_among(self, "model.", choices) + broken(self, "model.", rules)
+        return found or self._size_problems() + self._window_problems()
+
+    def _size_problems(self) -> list[str]:
+        size = self.size
+        if size.width % (32 * size.heads):
+            return [
+                f"model.width={size.width} with model.heads={size.heads}; allowed: heads of a "
+                "multiple of 32 (they are split 4:6:6 for t, h, w); the presets have 64"
+            ]
+        return []
+
+    def _window_problems(self) -> list[str]:
+        layers, depth = self.window_layers, self.size.depth
+        if bool(layers) != bool(self.window_frames):
+            return [
+                f"model.window_frames={self.window_frames} with model.window_layers="
+                f"{list(layers)}; give both or neither"
+            ]
+        wrong = [i for i in layers if not 0 <= i < depth]
+        if wrong:
+            return [f"model.window_layers has {wrong}; allowed: 0 to {depth - 1}"]
+        return []

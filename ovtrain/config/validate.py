@@ -38,10 +38,11 @@ def _spanning(config: TrainConfig) -> list[str]:
             f"data.token_budget={budget}; allowed: {per_frame} (one frame) to "
             f"{data.clip_frames * per_frame} (the whole clip)"
         )
-    if data.clip_frames > config.model.rope_frames:
+    virtual = config.model.rope_frames
+    if virtual is not None and data.clip_frames > virtual:
         found.append(
-            f"data.clip_frames={data.clip_frames} exceeds model.rope_frames="
-            f"{config.model.rope_frames}; sample the clip onto the virtual grid first"
+            f"data.clip_frames={data.clip_frames} exceeds model.rope_frames={virtual}; "
+            "sample the clip onto the virtual grid first"
         )
     total = sum(source.share for source in data.sources)
     counts = mixture_counts(data.sources, config.run.global_batch)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ovtrain.models.pooling import AttentivePooling
+from ovtrain.ops.varlen_attention import Sequences
 
 
 class AttentiveProbe(nn.Module):
@@ -24,14 +25,14 @@ class AttentiveProbe(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.ndim == 2:
+            elif parameter.ndim >= 2:
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, n, D) -> (B, K)."""
         count, length, _ = tokens.shape
         bounds = torch.arange(count + 1, dtype=torch.int32) * length
-        pooled = self.pool(tokens.flatten(0, 1), bounds, length, "sdpa")
+        pooled = self.pool(tokens.flatten(0, 1), Sequences(bounds, length), "sdpa")
         return self.linear(self.norm(pooled))
 
 

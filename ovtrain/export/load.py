@@ -1,7 +1,7 @@
 """A public checkpoint directory -> an ``Encoder``.
 
-``rope_style`` is read from ``config.json``; without the key it is ``released``, which the public
-release's weights need. Weights of any float type become float32. Raises CheckpointError.
+``config.json`` and ``model.safetensors``, or the parts that ``model.safetensors.index.json`` names.
+Weights of any float type become float32. Raises CheckpointError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ovtrain.export.public_format import CONFIG, WEIGHTS, from_public, model_config, to_public
+from ovtrain.export.public_format import (
+    CONFIG,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    from_public,
+    model_config,
+    to_public,
+)
 from ovtrain.models.encoder import Encoder
 from ovtrain.schema.errors import CheckpointError
 
@@ -23,17 +30,17 @@ from ovtrain.schema.errors import CheckpointError
 def load_encoder(folder: Path | str) -> Encoder:
     """The encoder of ``folder``, on the CPU, in float32."""
     folder = Path(folder)
-    config = model_config(_read_config(folder / CONFIG), str(folder / CONFIG))
+    config = model_config(_read_object(folder / CONFIG), str(folder / CONFIG))
     with torch.device("meta"):
         encoder = Encoder(config)
-    tensors = _read_weights(folder / WEIGHTS)
+    tensors = _read_weights(folder)
     _check(tensors, encoder, folder / WEIGHTS)
     encoder = encoder.to_empty(device="cpu")  # aligned memory: sums are those of any other encoder
     encoder.load_state_dict(from_public(tensors, config))  # copies, and converts to float32
     return encoder
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -47,7 +54,21 @@ def _read_config(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """One file, or all that the index names."""
+    index = folder / WEIGHTS_INDEX
+    if (folder / WEIGHTS).exists() or not index.exists():
+        return _read_tensors(folder / WEIGHTS)
+    parts = _read_object(index).get("weight_map")
+    if not isinstance(parts, dict):
+        raise CheckpointError(str(index), "has no weight_map", fix="copy the directory again")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(parts.values())):
+        tensors |= _read_tensors(folder / str(name))
+    return tensors
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:

@@ -8,36 +8,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from ovtrain.models.rope3d import apply_rope
-from ovtrain.ops.varlen_attention import varlen_attention
+from ovtrain.models.rope3d import apply_rope, rope_tables
+from ovtrain.ops.varlen_attention import Sequences, varlen_attention
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What every block of a forward pass shares: sequence bounds, rotation tables, backend."""
+    """What every block of a forward pass shares: who attends to whom, in whole samples (or their
+    groups) and in temporal windows, rotation tables (N, 1, 1, d), the attention backend."""
 
-    cu_seqlens: Tensor
-    max_seqlen: int
+    whole: Sequences
+    windows: Sequences | None
     cos: Tensor
     sin: Tensor
     backend: str
+
+
+def make_packing(
+    whole: Sequences,
+    windows: Sequences | None,
+    positions: Tensor,
+    *,
+    head_dim: int,
+    theta: float,
+    style: str,
+    dtype: torch.dtype,
+    backend: str,
+) -> Packing:
+    """``dtype``: that of queries and keys, which the rotation tables get, too."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    cos, sin = (
+        table[:, None].to(dtype) for table in rope_tables(positions, head_dim, theta, style, exact)
+    )
+    return Packing(whole, windows, cos, sin, backend)
 
 
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.make_projections(width)
+        self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def make_projections(self, width: int) -> None:
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> queries and keys (N, H, 2, d), values (N, H, d)."""
+        qkv = self.qkv(x).unflatten(-1, (self.heads, 3, -1))
+        return qkv[:, :, :2], qkv[:, :, 2]
+
+    def forward(self, x: Tensor, packing: Packing, windowed: bool) -> Tensor:
         """(N, D) -> (N, D)."""
-        qkv = self.qkv(x).unflatten(-1, (self.heads, 3, -1))  # (N, H, 3, d)
-        q, k, v = qkv.unbind(2)
-        q = apply_rope(q, packing.cos, packing.sin)
-        k = apply_rope(k, packing.cos, packing.sin)
-        cu, longest = packing.cu_seqlens, packing.max_seqlen
-        attended = varlen_attention(q, k, v, cu, cu, longest, longest, packing.backend)
-        return self.out(attended.flatten(1))
+        qk, v = self.project(x)
+        q, k = apply_rope(qk, packing.cos, packing.sin).unbind(2)
+        sequences = packing.windows if windowed and packing.windows else packing.whole
+        attended = varlen_attention(q, k, v, sequences, sequences, packing.backend)
+        return self.out_proj(attended.flatten(1))

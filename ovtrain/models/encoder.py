@@ -4,37 +4,51 @@
         -> tokens (N, D), pooled (B, D)
 
 Bidirectional ViT without class token or absolute positions. An image, eight frames, a tiling strip
-and a clip's codec patches are the same thing: a bag of patches with (t, h, w) positions.
+and a clip's codec patches are the same thing: a bag of patches with (t, h, w) positions. Parameters
+have the public checkpoints' names (``layers`` being their ``encoder.layers``) and layouts, but for
+the fused query-key-value projection.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ovtrain.config.model import ModelConfig
-from ovtrain.models.attention import Packing
-from ovtrain.models.block import Block
-from ovtrain.models.patch_embed import PatchEmbed
+from ovtrain.models.attention import Packing, make_packing
+from ovtrain.models.block import Block, make_norm
+from ovtrain.models.packing import arrange, check_packed
+from ovtrain.models.patch_embed import PatchEmbeddings
 from ovtrain.models.pooling import AttentivePooling
-from ovtrain.models.rope3d import axis_sizes, rope_tables
+from ovtrain.models.rope3d import axis_sizes
 from ovtrain.ops.patchify import normalise_patches
-from ovtrain.ops.varlen_attention import choose_backend
+from ovtrain.ops.varlen_attention import Sequences, choose_backend
 
 
 class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size = config.size
+        size, norm = config.size, config.norm
         self.config = config
         self.head_dim = size.width // size.heads
         axis_sizes(self.head_dim)
-        self.embed = PatchEmbed(size.width, config.patch, config.norm_eps)
-        self.blocks = nn.ModuleList(
-            Block(size.width, size.heads, size.mlp, config.norm_eps) for _ in range(size.depth)
+        self.embeddings = PatchEmbeddings(size.width, config.patch)
+        self.layernorm_pre = make_norm(norm, size.width, config.norm_eps)
+        self.layers = nn.ModuleList(
+            Block(
+                size.width,
+                size.heads,
+                size.mlp,
+                config.norm_eps,
+                norm=norm,
+                windowed=i in config.window_layers,
+            )
+            for i in range(size.depth)
         )
-        self.norm = nn.LayerNorm(size.width, eps=config.norm_eps)
-        self.pool = AttentivePooling(size.width, size.heads, size.mlp, config.norm_eps)
+        if config.pooling:
+            self.layernorm_post = make_norm(norm, size.width, config.norm_eps)
+            self.head = AttentivePooling(size.width, size.heads, size.mlp, config.norm_eps)
 
     @property
     def width(self) -> int:
@@ -49,33 +63,68 @@ class Encoder(nn.Module):
         group_id: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See the module. uint8 patches are normalised here, on the device; floats are taken as
-        they are. ``group_id`` (N,) narrows attention to equal ids that are consecutive in a
-        sample."""
-        weight = self.embed.projection.weight
+        they are. ``group_id`` (N,) narrows attention to equal ids of one sample; pooling reads the
+        whole sample. Without a pooling head, pooled is (B, 0). Raises InputError, a ValueError, for
+        what breaks a rule (values are read on the CPU only)."""
+        config = self.config
+        self.check(patches, positions, cu_seqlens, max_seqlen, group_id)
+        samples = Sequences(cu_seqlens, max_seqlen)
+        arranged = arrange(samples, group_id, positions[:, 0], config.window_frames)
+        if arranged.order is not None:
+            patches, positions = patches[arranged.order], positions[arranged.order]
+        packing = self._packing(arranged.whole, arranged.windows, positions)
+        x = self.layernorm_pre(self.embeddings(self._floats(patches)))
+        for i, block in enumerate(self.layers):
+            x = self._run(i, block, x, packing)
+        if not config.pooling:
+            return arranged.restore(x), x.new_empty(len(samples), 0)
+        tokens = self.layernorm_post(x)
+        return arranged.restore(tokens), self.head(tokens, samples, packing.backend)
+
+    def check(
+        self,
+        patches: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        group_id: Tensor | None = None,
+    ) -> None:
+        """Raise InputError for what ``forward`` would refuse; of tensors that lie on a GPU it knows
+        the shapes alone."""
+        rules = (self.config.patch, self.config.rope_frames)
+        check_packed(patches, positions, cu_seqlens, max_seqlen, group_id, *rules)
+
+    def _floats(self, patches: Tensor) -> Tensor:
         if patches.dtype == torch.uint8:
             patches = normalise_patches(patches)
-        bounds, longest = _attention_bounds(cu_seqlens, max_seqlen, group_id)
-        cos, sin = rope_tables(
-            positions, self.head_dim, self.config.rope_theta, self.config.rope_style
+        return patches.to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.embeddings.patch_embedding.weight.dtype
+
+    def _packing(self, whole: Sequences, windows: Sequences | None, positions: Tensor) -> Packing:
+        config, device = self.config, positions.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else self._dtype
+        return make_packing(
+            whole,
+            windows,
+            positions,
+            head_dim=self.head_dim,
+            theta=config.rope_theta,
+            style=config.rope_style,
+            dtype=dtype,
+            backend=choose_backend(config.attention, device, dtype),
         )
-        backend = choose_backend(self.config.attention, patches.device.type, weight.dtype)
-        packing = Packing(bounds, longest, cos, sin, backend)
-        x = self.embed(patches.to(weight.dtype))
-        for block in self.blocks:
-            x = block(x, packing)
-        tokens = self.norm(x)
-        return tokens, self.pool(tokens, cu_seqlens, max_seqlen, backend)
 
-
-def _attention_bounds(
-    cu_seqlens: Tensor, max_seqlen: int, group_id: Tensor | None
-) -> tuple[Tensor, int]:
-    """Sequence bounds cut further where ``group_id`` changes: nothing is masked quadratically."""
-    if group_id is None:
-        return cu_seqlens, max_seqlen
-    changes = torch.nonzero(group_id[1:] != group_id[:-1]).flatten() + 1
-    bounds = torch.cat([cu_seqlens, changes.to(cu_seqlens.dtype)]).unique()
-    return bounds, int(bounds.diff().max())
+    def _run(self, i: int, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+        every = self.config.recompute
+        if every and i % every == 0 and torch.is_grad_enabled():
+            found = checkpoint(block, x, packing, use_reentrant=False)
+            assert isinstance(found, Tensor)
+            return found
+        return block(x, packing)
 
 
 def init_weights(encoder: Encoder, seed: int) -> None:
@@ -84,13 +133,13 @@ def init_weights(encoder: Encoder, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in encoder.named_parameters():
         value = torch.empty(parameter.shape)
-        if name == "pool.probe":
+        if name == "head.probe":
             value.normal_(generator=generator)
         elif name.endswith("bias"):
             value.zero_()
         elif value.ndim == 1:
             value.fill_(1.0)
-        elif name.startswith(("pool.query", "pool.key_value")):
+        elif name == "head.attention.in_proj_weight":
             bound = (6 / (encoder.width * 4)) ** 0.5
             value.uniform_(-bound, bound, generator=generator)
         else:

@@ -1,7 +1,8 @@
 """Shared 3D rotary positions, T:H:W = 4:6:6 (paper section 2.5).
 
 half = head_dim / 2 frequencies: a quarter for t, three eighths each for h and w; on each axis
-inv_freq_i = theta ** (-i / n_axis). Tables are computed once per batch, in float32.
+inv_freq_i = theta ** (-i / n_axis). Tables are computed once per batch, in float32 (float64 for an
+encoder in float64), and take the type of q and k before the product.
 
 ``rotary``   pairs (2i, 2i+1) share one angle: a true, shift-invariant rotation (default).
 ``released`` the public code's: element j turns by angle f[j mod half], which is not a rotation;
@@ -21,7 +22,7 @@ from ovtrain.schema.errors import ConfigError
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
     """Frequencies per axis (t, h, w). Raises ConfigError where 4:6:6 does not divide."""
     half = head_dim // 2
-    if head_dim % 2 or half % 16:
+    if head_dim < 1 or head_dim % 2 or half % 16:
         raise ConfigError(
             f"head_dim={head_dim}",
             "cannot be split 4:6:6",
@@ -32,19 +33,22 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
 
 
 def rope_tables(
-    positions: Tensor, head_dim: int, theta: float, style: str
+    positions: Tensor, head_dim: int, theta: float, style: str, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """(N, 3) positions -> cos, sin (N, 1, d) float32, one column per element of q and k."""
+    """(N, 3) positions -> cos, sin (N, 1, d) ``dtype``, one column per element of q and k. The sine
+    of even elements has its sign changed, as ``apply_rope`` wants it."""
     angles: list[Tensor] = []
     for axis, count in enumerate(axis_sizes(head_dim)):
-        steps = torch.arange(count, device=positions.device, dtype=torch.float32) / count
-        angles.append(positions[:, axis, None].float() * theta**-steps)
+        steps = torch.arange(count, device=positions.device, dtype=dtype) / count
+        angles.append(positions[:, axis, None].to(dtype) * (1.0 / theta**steps))
     half = torch.cat(angles, dim=-1)  # (N, d/2)
     full = torch.cat([half, half], -1) if style == "released" else half.repeat_interleave(2, -1)
-    return full.cos()[:, None], full.sin()[:, None]
+    sign = torch.tensor([-1.0, 1.0], dtype=dtype, device=positions.device).repeat(head_dim // 2)
+    return full.cos()[:, None], (full.sin() * sign)[:, None]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (N, H, d) -> x * cos + rot(x) * sin, rot: (x0, x1, ...) -> (-x1, x0, ...)."""
-    rotated = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-    return x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
+    """x (N, ..., d) -> x * cos + swapped(x) * sin, swapped: (x0, x1, ...) -> (x1, x0, ...); ``sin``
+    carries the signs. Tables (N, 1, d) of any float type."""
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x * cos.to(x.dtype) + swapped * sin.to(x.dtype)

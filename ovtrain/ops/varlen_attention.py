@@ -1,17 +1,19 @@
 """Attention over packed sequences: one signature, three backends; the only home of flash_attn.
 
-    varlen_attention(q, k, v, cu_q, cu_k, max_q, max_k, backend) -> (Nq, H, d)
+    varlen_attention(q, k, v, rows_q, rows_k, backend) -> (Nq, H, d)
 
-q (Nq, H, d); k, v (Nk, H, d); cu_q, cu_k (B+1,) int32 as in flash-attn: rows cu_q[i]:cu_q[i+1] of q
-attend to rows cu_k[i]:cu_k[i+1] of k and to nothing else. Not causal, scale d ** -0.5.
+q (Nq, H, d); k, v (Nk, H, d). ``rows_q`` and ``rows_k`` are ``Sequences`` of one length: sequence i
+of q attends to sequence i of k and to nothing else. Not causal, scale d ** -0.5.
 
-``sdpa`` is the reference and runs anywhere; ``varlen`` (torch) and ``flash`` need a GPU.
+``sdpa`` is the reference and runs anywhere; ``varlen`` (torch) and ``flash`` need a GPU and half
+precision. Under ``torch.use_deterministic_algorithms`` backward passes are deterministic, too.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import groupby
 
 import torch
@@ -20,49 +22,82 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ovtrain.schema.errors import ConfigError
 
+try:
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+except ImportError:
+    flash_attn_varlen_func = None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
 log = logging.getLogger(__name__)
 SHORT = 192
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows bounds[i]:bounds[i+1] of a packed tensor are sequence i; it may be empty. ``bounds``
+    (B+1,) int32 and ``longest``, an upper bound of the lengths, are flash-attention's
+    ``cu_seqlens`` and ``max_seqlen``."""
+
+    bounds: Tensor
+    longest: int
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """On the host; asked for once per batch, and by ``sdpa`` alone."""
+        return self.bounds.diff().tolist()
+
+    def one_each(self) -> Sequences:
+        """As many sequences of one row."""
+        bounds = torch.arange(len(self.bounds), device=self.bounds.device, dtype=torch.int32)
+        return Sequences(bounds, 1)
 
 
 def varlen_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    max_q: int,
-    max_k: int,
+    rows_q: Sequences,
+    rows_k: Sequences,
     backend: str = "sdpa",
 ) -> Tensor:
     """See the module. ``backend`` is a name that ``choose_backend`` returned."""
+    if backend == "sdpa":
+        return _sdpa(q, k, v, rows_q, rows_k)
     if backend == "flash":
-        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+        attend, options = (
+            flash_attn_varlen_func,
+            {"deterministic": torch.are_deterministic_algorithms_enabled()},
+        )
+    else:
+        attend, options = varlen_attn, {}
+    assert attend is not None, f"{backend} is not installed"
+    bounds, longest = (rows_q.bounds, rows_k.bounds), (rows_q.longest, rows_k.longest)
+    return attend(q, k, v, *bounds, *longest, **options)  # type: ignore[return-value]
 
-        return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k)
-    if backend == "varlen":
-        from torch.nn.attention.varlen import varlen_attn
 
-        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)  # type: ignore[return-value]
-    return _sdpa(q, k, v, cu_q, cu_k)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, rows_q: Sequences, rows_k: Sequences) -> Tensor:
     """One SDPA call per run of consecutive sequences of equal lengths: exact, nothing padded."""
-    lengths = zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True)
+    lengths = zip(rows_q.lengths, rows_k.lengths, strict=True)
     out: list[Tensor] = []
     at_q = at_k = 0
-    for (len_q, len_k), run in groupby(lengths):
+    for (len_q, len_k), run in groupby(pair for pair in lengths if pair != (0, 0)):
         count = len(list(run))
-        rows_q = slice(at_q, at_q + count * len_q)
-        rows_k = slice(at_k, at_k + count * len_k)
+        here_q = slice(at_q, at_q + count * len_q)
+        here_k = slice(at_k, at_k + count * len_k)
         run_q, run_k, run_v = (
             x[rows].unflatten(0, (count, -1)).transpose(1, 2)  # (count, H, len, d)
-            for x, rows in ((q, rows_q), (k, rows_k), (v, rows_k))
+            for x, rows in ((q, here_q), (k, here_k), (v, here_k))
         )
         attended = _attend(run_q, run_k, run_v)
         out.append(attended.transpose(1, 2).flatten(0, 1))
-        at_q, at_k = rows_q.stop, rows_k.stop
-    return torch.cat(out)
+        at_q, at_k = here_q.stop, here_k.stop
+    return torch.cat(out) if out[1:] else out[0]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,22 +109,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
-def _flash_installed() -> bool:
-    try:
-        import flash_attn  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return False
-    return True
-
-
-def _varlen_installed() -> bool:
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 @cache
 def choose_backend(wanted: str, device: str, dtype: torch.dtype) -> str:
     """``auto`` -> the fastest backend for (device type, dtype), logged once.
@@ -98,8 +117,8 @@ def choose_backend(wanted: str, device: str, dtype: torch.dtype) -> str:
     """
     half = dtype in (torch.bfloat16, torch.float16)
     usable = {
-        "flash": device == "cuda" and half and _flash_installed(),
-        "varlen": device == "cuda" and half and _varlen_installed(),
+        "flash": device == "cuda" and half and flash_attn_varlen_func is not None,
+        "varlen": device == "cuda" and half and varlen_attn is not None,
         "sdpa": True,
     }
     if wanted == "auto":

@@ -65,6 +65,10 @@ class ConfigError(OvtrainError):
     """A config key or value is wrong."""
 
 
+class InputError(OvtrainError):
+    """A tensor or a picture given to the encoder breaks a rule."""
+
+
 class ManifestError(OvtrainError):
     """A manifest is missing, of another version, or disagrees with the files beside it."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import av
 import av.error
 import av.video.reformatter
 import numpy as np
 
+from ovtrain.codec.decoded import Media, opened
 from ovtrain.data.decode.base import Pixels
 from ovtrain.schema.errors import MediaError
 
@@ -21,23 +21,31 @@ def decode_clip(data: bytes, where: str, indices: Sequence[int] | None = None) -
     clip does not decode or is shorter than an index asks for.
     """
     wanted = None if indices is None else set(indices)
-    last = None if indices is None else max(indices)
-    frames: dict[int, Pixels] = {}
-    reformatter = av.video.reformatter.VideoReformatter()
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(stream)):
-                if wanted is None or number in wanted:
-                    rgb = reformatter.reformat(frame, format="rgb24")
-                    frames[number] = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
-                if number == last:
-                    break
-    except (av.error.FFmpegError, IndexError) as error:
-        raise MediaError(where, f"does not decode ({error})") from error
+    frames = dict(decode_frames(data, where, wanted))
     order = range(len(frames)) if indices is None else indices
     missing = [i for i in order if i not in frames]
     if missing or not frames:
         raise MediaError(where, f"has no frame {missing[0] if missing else 0}")
     return np.stack([frames[i] for i in order])
+
+
+def decode_frames(
+    media: Media, where: str, wanted: Collection[int] | None
+) -> Iterator[tuple[int, Pixels]]:
+    """(number, (H, W, 3) uint8 RGB) of the wanted frames, all with None, in presentation order.
+    Nothing behind the last of them is decoded. Raises MediaError."""
+    last = None if wanted is None else max(wanted)
+    reformatter = av.video.reformatter.VideoReformatter()
+    video = opened(media)
+    try:
+        video.stream.codec_context.thread_count = 1
+        for number, frame in enumerate(video.container.decode(video.stream)):
+            if wanted is None or number in wanted:
+                rgb = reformatter.reformat(frame, format="rgb24")
+                yield number, np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+            if number == last:
+                break
+    except av.error.FFmpegError as error:
+        raise MediaError(where, f"does not decode ({error})") from error
+    finally:
+        video.container.close()

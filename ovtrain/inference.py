@@ -1,0 +1,249 @@
+"""Embeddings of pictures, frames and videos with a trained encoder.
+
+    from ovtrain.inference import Embedder
+
+    embedder = Embedder.load("exported")                    # a public-format folder
+    picture = embedder.image("photo.jpg")                   # .tokens (N, D), .pooled (D,)
+    frames = embedder.frames(list_of_frames)                # (H, W, 3) uint8 RGB each
+    clip = embedder.video("clip.mp4", budget=2048)          # the patches that carry news
+
+``Embedder.many`` takes views of any mixture (``image_view``, ``frames_view``, ``video_view``)
+through the encoder in one packed call. N tokens, D width, p patch side, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from ovtrain.codec.bitstream import Origin
+from ovtrain.codec.decoded import Media, media_name
+from ovtrain.codec.selection import Mode
+from ovtrain.codec.video_selection import select_from_video
+from ovtrain.config.prepare import EnergyConfig
+from ovtrain.data.decode.base import Pixels, decode_image, fit
+from ovtrain.data.decode.pyav import decode_frames
+from ovtrain.data.views import gather_patches
+from ovtrain.export.load import load_encoder
+from ovtrain.models.encoder import Encoder
+from ovtrain.schema.errors import InputError, MediaError
+from ovtrain.schema.grid import PatchGrid
+
+Picture = str | Path | Image | Pixels
+"""A file, a PIL image, or (H, W, 3) uint8 RGB."""
+IMAGE_SIDE, FRAME_SIDE = 448, 224
+"""Picture sides of the public release: a still image's, and a frame's of a video."""
+VIRTUAL_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class View:
+    """patches (N, 3*p*p) uint8, channel-major; positions (N, 3) int64 (t, h, w); of a video, the
+    numbers of its frames at each t and the origin of its codec signals."""
+
+    patches: Pixels
+    positions: npt.NDArray[np.int64]
+    frame_ids: npt.NDArray[np.int64] | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """tokens (N, D) in the order of ``view.positions``, pooled (D,); float32, on the CPU."""
+
+    tokens: Tensor
+    pooled: Tensor
+    view: View
+
+
+class Embedder:
+    """An encoder in evaluation; ``dtype`` and ``device`` as for any torch module."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = torch.device(device)
+        self.encoder = encoder.eval().to(self.device, dtype)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Embedder:
+        """The encoder of a public-format folder: an ovtrain export or the public release's. Raises
+        CheckpointError."""
+        return cls(load_encoder(folder), device=device, dtype=dtype)
+
+    @property
+    def patch(self) -> int:
+        return self.encoder.config.patch
+
+    def image(self, picture: Picture, *, size: int | None = IMAGE_SIDE) -> Embedding:
+        """A still picture, see ``image_view``."""
+        return self.many([image_view(picture, size=size, patch=self.patch)])[0]
+
+    def frames(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        t: Sequence[int] | None = None,
+        size: int | None = FRAME_SIDE,
+    ) -> Embedding:
+        """Whole frames of one clip, see ``frames_view``."""
+        return self.many([frames_view(pictures, t=t, size=size, patch=self.patch)])[0]
+
+    def video(
+        self,
+        video: Media,
+        *,
+        budget: int = 2048,
+        size: int = FRAME_SIDE,
+        frames: int = VIRTUAL_FRAMES,
+        mode: Mode = "global",
+        energy: EnergyConfig | None = None,
+        origin: Origin | None = None,
+    ) -> Embedding:
+        """The patches of a video that carry news, see ``video_view``."""
+        view = video_view(
+            video,
+            budget=budget,
+            size=size,
+            patch=self.patch,
+            frames=frames,
+            mode=mode,
+            energy=energy,
+            origin=origin,
+        )
+        return self.many([view])[0]
+
+    @torch.inference_mode()
+    def many(self, views: Sequence[View]) -> list[Embedding]:
+        """Any mixture of views in one packed call. Raises InputError."""
+        if not views:
+            return []
+        lengths = [len(view.patches) for view in views]
+        patches = torch.from_numpy(np.concatenate([view.patches for view in views]))
+        positions = torch.from_numpy(np.concatenate([view.positions for view in views]))
+        bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+        self.encoder.check(patches, positions, bounds, max(lengths))  # values, before they move
+        given = (x.to(self.device) for x in (patches, positions, bounds))
+        tokens, pooled = self.encoder(*given, max(lengths))
+        parts = tokens.float().cpu().split(lengths)
+        return [
+            Embedding(part, row, view)
+            for part, row, view in zip(parts, pooled.float().cpu(), views, strict=True)
+        ]
+
+
+def image_view(picture: Picture, *, size: int | None = IMAGE_SIDE, patch: int = 14) -> View:
+    """All patches of a picture at t = 0. ``size``: its short side is resized to it and its centre
+    cropped; None keeps its own size. Raises MediaError, and ConfigError where a side is no multiple
+    of ``patch``."""
+    return _whole([picture], np.zeros(1, np.int64), size, patch)
+
+
+def frames_view(
+    pictures: Sequence[Picture],
+    *,
+    t: Sequence[int] | None = None,
+    size: int | None = FRAME_SIDE,
+    patch: int = 14,
+) -> View:
+    """All patches of T frames. ``t``: their places on the virtual grid of 64 frames; without, they
+    are spread evenly over it, round(i / (T - 1) * 63). Raises InputError, and as ``image_view``."""
+    count = len(pictures)
+    if not 1 <= count <= VIRTUAL_FRAMES and t is None:
+        found = f"{count} frames"
+        fix = "choose frames, or give their places t" if count else ""
+        raise InputError("frames", found, allowed=f"1 to {VIRTUAL_FRAMES}", fix=fix)
+    spread = np.rint(np.arange(count) / max(count - 1, 1) * (VIRTUAL_FRAMES - 1))
+    places = np.asarray(spread if t is None else t).astype(np.int64)
+    if places.shape != (count,):
+        raise InputError("t", f"{len(places)} places for {count} frames", allowed="one per frame")
+    return _whole(pictures, places, size, patch)
+
+
+def video_view(
+    video: Media,
+    *,
+    budget: int = 2048,
+    size: int = FRAME_SIDE,
+    patch: int = 14,
+    frames: int = VIRTUAL_FRAMES,
+    mode: Mode = "global",
+    energy: EnergyConfig | None = None,
+    origin: Origin | None = None,
+) -> View:
+    """``budget`` patches of up to ``frames`` frames, chosen by the video's codec signals
+    (``ovtrain.codec.video_selection``); all patches where there are no more. ``video``: a path,
+    bytes or a binary file. Raises MediaError, CodecError, ConfigError."""
+    chosen = select_from_video(
+        video,
+        budget,
+        frames=frames,
+        size=size,
+        patch=patch,
+        mode=mode,
+        energy=energy,
+        origin=origin,
+        clamp=True,
+    )
+    places = {int(number): t for t, number in enumerate(chosen.frame_ids)}
+    where = media_name(video)
+    found = {n: fit(picture, size) for n, picture in decode_frames(video, where, places.keys())}
+    if len(found) < len(places):
+        shown = f"{len(found)} of {len(places)} frames decode"
+        raise MediaError(where, shown, fix="check the file with ffprobe, or leave it out")
+    pictures = np.stack([found[number] for number in places])
+    patches = gather_patches(pictures, chosen.positions, patch)
+    return View(patches, chosen.positions, chosen.frame_ids, chosen.origin)
+
+
+def _whole(
+    pictures: Sequence[Picture], places: npt.NDArray[np.int64], size: int | None, patch: int
+) -> View:
+    """All patches of pictures that stand at t = ``places``."""
+    read = [_pixels(picture) for picture in pictures]
+    if size is not None:
+        read = [fit(picture, size) for picture in read]
+    height, width = read[0].shape[:2]
+    for number, picture in enumerate(read):
+        if picture.shape[:2] != (height, width):
+            found = f"{picture.shape[1]}x{picture.shape[0]} behind {width}x{height}"
+            raise InputError(f"frame {number}", found, allowed="one size", fix="give a size")
+    grid = PatchGrid.from_pixels(len(read), height, width, patch)
+    where = grid.positions(np.arange(grid.size))
+    positions = where.copy()
+    positions[:, 0] = places[where[:, 0]]
+    return View(gather_patches(np.stack(read), where, patch), positions)
+
+
+def _pixels(picture: Picture) -> Pixels:
+    """(H, W, 3) uint8 RGB. Raises MediaError, InputError."""
+    if isinstance(picture, str | Path):
+        try:
+            data = Path(picture).read_bytes()
+        except OSError as error:
+            raise MediaError(str(picture), f"cannot be read ({error.strerror})") from error
+        return decode_image(data, str(picture))
+    if isinstance(picture, Image):
+        return np.asarray(picture.convert("RGB"))
+    array = np.asarray(picture)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        found = f"{array.dtype} {array.shape}"
+        raise InputError("picture", found, allowed="uint8 (H, W, 3), RGB")
+    return array
