@@ -55,6 +55,9 @@ $(VENV)/.demo: $(SOURCES) .ci/install
 	@.ci/install $(PYTHON) $(VENV) cpu
 	touch $@
 
-$(VENV)/.test: $(SOURCES) .ci/install
+$(VENV)/.test: $(SOURCES) .ci/install tests/integration/transformers-4.txt
 	@.ci/install $(PYTHON) $(VENV) cpu,dali,hf,lint,test
+	rm -rf $(VENV)/transformers-4
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(VENV)/transformers-4 -r tests/integration/transformers-4.txt
 	touch $@ $(VENV)/.demo

@@ -29,7 +29,7 @@ from ovtrain.codec.selection import Mode
 from ovtrain.codec.video_selection import select_from_video
 from ovtrain.config.prepare import EnergyConfig
 from ovtrain.data.decode.base import Pixels, decode_image, fit
-from ovtrain.data.decode.pyav import decode_frames
+from ovtrain.data.decode.pyav import decode_frames, quarter_turns
 from ovtrain.data.views import gather_patches
 from ovtrain.export.load import load_encoder
 from ovtrain.models.encoder import Encoder
@@ -189,8 +189,10 @@ def video_view(
     origin: Origin | None = None,
 ) -> View:
     """``budget`` patches of up to ``frames`` frames, chosen by the video's codec signals
-    (``ovtrain.codec.video_selection``); all patches where there are no more. ``video``: a path,
-    bytes or a binary file. Raises MediaError, CodecError, ConfigError."""
+    (``ovtrain.codec.video_selection``); all patches where there are no more. The picture is upright
+    as the video's metadata say. ``video``: a path, bytes or a binary file. Raises MediaError,
+    CodecError, ConfigError."""
+    turns = quarter_turns(video)
     chosen = select_from_video(
         video,
         budget,
@@ -201,10 +203,14 @@ def video_view(
         energy=energy,
         origin=origin,
         clamp=True,
+        turns=turns,
     )
     places = {int(number): t for t, number in enumerate(chosen.frame_ids)}
     where = media_name(video)
-    found = {n: fit(picture, size) for n, picture in decode_frames(video, where, places.keys())}
+    found = {
+        number: np.rot90(fit(picture, size), turns)
+        for number, picture in decode_frames(video, where, places.keys())
+    }
     if len(found) < len(places):
         shown = f"{len(found)} of {len(places)} frames decode"
         raise MediaError(where, shown, fix="check the file with ffprobe, or leave it out")

@@ -23,12 +23,17 @@ STOPPED = 75
 
 
 def run(config: TrainConfig) -> int:
+    import torch
+
     from ovtrain.distributed.context import die_with_launcher, start_world, stop_world
     from ovtrain.engine import run_directory
     from ovtrain.engine.build import build
     from ovtrain.engine.trainer import Trainer
 
     die_with_launcher()
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     world = start_world(force_group=config.run.backend == "deepspeed")
     log = job_logger("ovtrain", world.rank, world.size, Path(config.run.out) / "logs")
     if not world.is_main:

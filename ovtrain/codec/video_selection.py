@@ -56,10 +56,12 @@ def select_from_video(
     start: int = 0,
     stop: int | None = None,
     clamp: bool = False,
+    turns: int = 0,
     watch: Watch = iter,
 ) -> VideoSelection:
     """``start``, ``stop``: the part of the video that is read; ``clamp``: a budget above all
-    patches means all; ``watch`` sees frames pass. Raises MediaError, CodecError, ConfigError."""
+    patches means all; ``turns``: quarter turns counterclockwise that make the picture upright;
+    ``watch`` sees frames pass. Raises MediaError, CodecError, ConfigError."""
     for name, value in (("frames", frames), ("size", size), ("patch", patch)):
         if value < 1:
             raise ConfigError(f"{name}={value}", "not positive", allowed="1 or more")
@@ -70,10 +72,11 @@ def select_from_video(
     count = min(frames, len(measured))
     frame_ids = np.rint(np.linspace(0, len(measured) - 1, count)).astype(np.int64)
     clip = measured.clip(frame_ids.tolist())
-    chosen = select(clip.map, min(budget, clip.map.size) if clamp else budget, mode)
+    upright = np.ascontiguousarray(np.rot90(clip.map, turns, axes=(1, 2)))
+    chosen = select(upright, min(budget, upright.size) if clamp else budget, mode)
     return VideoSelection(
-        energy=clip.map,
-        positions=PatchGrid(*clip.map.shape).positions(chosen.flat),
+        energy=upright,
+        positions=PatchGrid(*upright.shape).positions(chosen.flat),
         frame_ids=start + frame_ids,
         read=len(measured),
         filled=chosen.filled,

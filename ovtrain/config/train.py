@@ -36,6 +36,10 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep: int = 2
+    deterministic: bool = False
+    """Only deterministic kernels; slower on a GPU."""
+    peak_tflops: float = 0.0
+    """bf16 TFLOP/s of one device, for the logged MFU; 0 = by the device's name, if it is known."""
     wandb: bool = False
 
     @property
@@ -49,7 +53,7 @@ class RunConfig:
             found.append(f"run.steps={self.steps} and run.samples={self.samples}; give exactly one")
         rules = {
             POSITIVE: ("global_batch", "log_every", "checkpoint_every", "keep"),
-            NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed"),
+            NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed", "peak_tflops"),
         }
         choices = {"backend": BACKENDS, "precision": PRECISIONS, "zero_stage": ZERO_STAGES}
         return found + broken(self, "run.", rules) + not_among(self, "run.", choices)

@@ -3,7 +3,9 @@
 d width, L depth, m MLP width, p patch side, n tokens of one sample. The FLOP formulas count
 multiply-adds as two (paper model, section 8): forward = L (8 d^2 + 4 d m) n + 4 L n^2 d
 + 2 (3 p^2) d n (patch embedding) + 4 d^2 n (keys and values of the pooling); training = 3 x
-forward, less the patch embedding's input gradient, which is never computed.
+forward, less the patch embedding's input gradient, which is never computed. Where groups or
+temporal windows cut a sample, ``pairs`` stands for n^2: pairs of tokens that attend to one another,
+as a mean over blocks.
 """
 
 from __future__ import annotations
@@ -38,16 +40,20 @@ def parameters(size: EncoderSize, patch: int = 14) -> int:
     return 3 * patch * patch * d + norms + size.depth * block + pooling_parameters(size)
 
 
-def forward_flops(size: EncoderSize, tokens: int, patch: int = 14) -> float:
+def forward_flops(
+    size: EncoderSize, tokens: int, patch: int = 14, pairs: float | None = None
+) -> float:
     """FLOPs of one sample's forward pass."""
     d, n = size.width, tokens
-    block = (8 * d * d + 4 * d * size.mlp) * n + 4 * n * n * d
+    block = (8 * d * d + 4 * d * size.mlp) * n + 4 * (n * n if pairs is None else pairs) * d
     return float(size.depth * block + _patch_flops(size, tokens, patch) + 4 * d * d * n)
 
 
-def training_flops(size: EncoderSize, tokens: int, patch: int = 14) -> float:
+def training_flops(
+    size: EncoderSize, tokens: int, patch: int = 14, pairs: float | None = None
+) -> float:
     """FLOPs of one sample's forward and backward pass, nothing recomputed."""
-    return 3 * forward_flops(size, tokens, patch) - _patch_flops(size, tokens, patch)
+    return 3 * forward_flops(size, tokens, patch, pairs) - _patch_flops(size, tokens, patch)
 
 
 def attention_share(size: EncoderSize, tokens: int, patch: int = 14) -> float:

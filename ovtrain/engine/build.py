@@ -35,6 +35,8 @@ def build(config: TrainConfig, world: World) -> Parts:
     if config.run.init_from:
         restore_encoder(encoder, checkpoint_folder(config.run.init_from))
     encoder.to(world.device)
+    if config.model.compile:
+        encoder.compile_layers()
     backend = _backend(config, encoder, world, loader.plan.micro_steps)
     heads = _heads(config, loader, encoder.width, world)
     if not heads:

@@ -34,6 +34,7 @@ FREE_KEYS = frozenset(
         "run.wandb",
         "run.out",
         "run.micro_batch",
+        "run.peak_tflops",
         "model.attention",
         "model.recompute",
         "model.compile",

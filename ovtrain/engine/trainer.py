@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ovtrain.config.train import TrainConfig
+from ovtrain.costs.device import peak_tflops
 from ovtrain.costs.encoder import training_flops
 from ovtrain.data.loader import StepBatch
 from ovtrain.data.views import VIEWS
@@ -21,8 +22,10 @@ from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
+from ovtrain.models.packing import attended_pairs
 from ovtrain.observability.sinks import JsonlSink, Sink, WandbSink
 from ovtrain.observability.throughput import Throughput
+from ovtrain.ops.varlen_attention import Sequences
 from ovtrain.optim.schedule import learning_rate
 from ovtrain.schema.errors import OvtrainError
 
@@ -39,6 +42,7 @@ class Trainer:
         self.state = TrainState(views=dict.fromkeys(VIEWS, 0))
         self.stop = StopRequest(world)
         self.throughput = Throughput()
+        self._peak = 1e12 * (config.run.peak_tflops or known_peak(world))
         self.sinks: list[Sink] = []
         self._window = torch.zeros(len(VIEWS) + 4, dtype=torch.float64)
         self._unread: list[dict[str, Tensor]] = []
@@ -78,12 +82,22 @@ class Trainer:
 
     def _count(self, batch: StepBatch) -> None:
         """Add this rank's part of a step to the window (host integers only)."""
-        size, patch = self.config.model.size, self.config.model.patch
+        model = self.config.model
         for micro in batch.micro:
             for view in micro.view.tolist():
                 self._window[view] += 1
             lengths = micro.cu_seqlens.diff().tolist()
-            flops = sum(training_flops(size, n, patch) for n in lengths)
+            pairs = attended_pairs(
+                Sequences(micro.cu_seqlens, micro.max_seqlen),
+                micro.group_id,
+                micro.positions[:, 0],
+                model.window_frames,
+                len(model.window_layers) / model.size.depth,
+            ).tolist()
+            flops = sum(
+                training_flops(model.size, n, model.patch, p)
+                for n, p in zip(lengths, pairs, strict=True)
+            )
             self._window[-4:-1] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
         bad = batch.bad
         self._window[-1] += len(bad)
@@ -139,6 +153,8 @@ class Trainer:
     def _progress(self, steps: int) -> dict[str, Any]:
         rates = self.throughput.read()
         state = self.state
+        if self._peak:
+            rates["mfu"] = rates["flops_per_s"] / (self._peak * self.world.size)
         return {
             "lr": learning_rate(self.config.optim, state.step - 1, steps),
             **rates,
@@ -167,6 +183,13 @@ class Trainer:
         for sink in self.sinks:
             sink.close()
         self.parts.loader.close()
+
+
+def known_peak(world: World) -> float:
+    """TFLOP/s of this rank's device, 0 where they are not known."""
+    if world.device.type != "cuda":
+        return 0.0
+    return peak_tflops(torch.cuda.get_device_name(world.device)) or 0.0
 
 
 def _line(row: dict[str, Any], steps: int) -> str:

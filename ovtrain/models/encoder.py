@@ -81,6 +81,11 @@ class Encoder(nn.Module):
         tokens = self.layernorm_post(x)
         return arranged.restore(tokens), self.head(tokens, samples, packing.backend)
 
+    def compile_layers(self) -> None:
+        """torch.compile each block, in place; blocks are alike, so all but the first are cached."""
+        for block in self.layers:
+            block.compile(dynamic=True)
+
     def check(
         self,
         patches: Tensor,

@@ -119,3 +119,18 @@ def _runs(key: Tensor, longest: int) -> Sequences:
     counts = key.unique_consecutive(return_counts=True)[1]
     bounds = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
     return Sequences(bounds, longest)
+
+
+def attended_pairs(
+    samples: Sequences, group_id: Tensor | None, t: Tensor, window_frames: int, windowed: float
+) -> Tensor:
+    """(B,) pairs of tokens that attend to one another, as a mean over blocks of which a share
+    ``windowed`` stays inside windows; what attention costs (``ovtrain.costs.encoder``)."""
+    whole = _pairs(samples, arrange(samples, group_id, t, 0).whole)
+    inside = arrange(samples, group_id, t, window_frames).windows
+    return whole if inside is None else whole + windowed * (_pairs(samples, inside) - whole)
+
+
+def _pairs(samples: Sequences, runs: Sequences) -> Tensor:
+    ends = torch.nn.functional.pad(runs.bounds.diff().double().square().cumsum(0), (1, 0))
+    return ends[torch.searchsorted(runs.bounds, samples.bounds)].diff()

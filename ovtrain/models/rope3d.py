@@ -35,20 +35,20 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
 def rope_tables(
     positions: Tensor, head_dim: int, theta: float, style: str, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """(N, 3) positions -> cos, sin (N, 1, d) ``dtype``, one column per element of q and k. The sine
-    of even elements has its sign changed, as ``apply_rope`` wants it."""
+    """(N, 3) positions -> cos, sin (N, 1, d) ``dtype``, one column per element of q and k."""
     angles: list[Tensor] = []
     for axis, count in enumerate(axis_sizes(head_dim)):
         steps = torch.arange(count, device=positions.device, dtype=dtype) / count
         angles.append(positions[:, axis, None].to(dtype) * (1.0 / theta**steps))
     half = torch.cat(angles, dim=-1)  # (N, d/2)
     full = torch.cat([half, half], -1) if style == "released" else half.repeat_interleave(2, -1)
-    sign = torch.tensor([-1.0, 1.0], dtype=dtype, device=positions.device).repeat(head_dim // 2)
-    return full.cos()[:, None], (full.sin() * sign)[:, None]
+    return full.cos()[:, None], full.sin()[:, None]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (N, ..., d) -> x * cos + swapped(x) * sin, swapped: (x0, x1, ...) -> (x1, x0, ...); ``sin``
-    carries the signs. Tables (N, 1, d) of any float type."""
+    """x (N, ..., d) -> x * cos + rot(x) * sin, rot: (x0, x1, ...) -> (-x1, x0, ...). Tables of any
+    float type that broadcast to x."""
+    # The sign goes to the table, which all heads share: half the time of turning q and k.
+    sin = torch.stack([-sin[..., 0::2], sin[..., 1::2]], -1).flatten(-2).to(x.dtype)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return x * cos.to(x.dtype) + swapped * sin.to(x.dtype)
+    return x * cos.to(x.dtype) + swapped * sin

@@ -51,23 +51,69 @@ def encode(
     config: ModelConfig,
     patches: Tensor,
     positions: Tensor,
-    group_id: Tensor | None = None,
+    allowed: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One sequence: patches (N, 3*p*p) uint8 -> tokens (N, D), pooled (D,), float64."""
+    """One sequence: patches (N, 3*p*p) uint8, or floats as they are -> tokens (N, D), pooled (D,),
+    float64. ``allowed``: of each block, (N, N) who attends to whom."""
     size, p, eps = config.size, config.patch, config.norm_eps
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    pixels = (patches.double().view(-1, 3, p, p) / 255 - mean) / std
+    pixels = patches.double().view(-1, 3, p, p)
+    if patches.dtype == torch.uint8:
+        pixels = (pixels / 255 - mean) / std
     x = conv2d(pixels, weights["embeddings.patch_embedding.weight"], stride=p).flatten(1)
     x = _norm(x, weights, "layernorm_pre", eps)
     angle = angles(positions, size.width // size.heads, config.rope_theta)
-    allowed = None if group_id is None else group_id[:, None] == group_id
     for i in range(size.depth):
         name = f"encoder.layers.{i}"
         normed = _norm(x, weights, f"{name}.layer_norm1", eps)
-        x = x + _attention(normed, weights, f"{name}.self_attn", config, angle, allowed)
+        mask = allowed[i] if allowed else None
+        x = x + _attention(normed, weights, f"{name}.self_attn", config, angle, mask)
         x = x + _mlp(_norm(x, weights, f"{name}.layer_norm2", eps), weights, f"{name}.mlp")
     tokens = _norm(x, weights, "layernorm_post", eps)
     return tokens, _pool(tokens, weights, size.heads, eps)
+
+
+def encode_padded(
+    weights: Weights, config: ModelConfig, bag: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Samples (patches, positions) padded to the longest, keys beyond a length masked; float32,
+    differentiable in ``weights``. -> tokens (N, D) of all samples, pooled (B, D)."""
+    size, p, eps, heads = config.size, config.patch, config.norm_eps, config.size.heads
+    longest = max(len(patches) for patches, _ in bag)
+    held = torch.stack([torch.arange(longest) < len(patches) for patches, _ in bag])  # (B, L)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    x = torch.zeros(len(bag), longest, size.width)
+    angle = torch.zeros(len(bag), longest, size.width // heads // 2)
+    rows = []
+    for i, (patches, positions) in enumerate(bag):
+        pixels = (patches.float().view(-1, 3, p, p) / 255 - mean) / std
+        embedded = conv2d(pixels, weights["embeddings.patch_embedding.weight"], stride=p)
+        rows.append(torch.nn.functional.pad(embedded.flatten(1), (0, 0, 0, longest - len(patches))))
+        angle[i, : len(patches)] = angles(positions, size.width // heads, config.rope_theta).float()
+    x = _norm(torch.stack(rows), weights, "layernorm_pre", eps)
+    keys = held[:, None, None]  # (B, 1, 1, L)
+    for i in range(size.depth):
+        name = f"encoder.layers.{i}"
+        normed = _norm(x, weights, f"{name}.layer_norm1", eps)
+        q, k, v = (
+            _linear(normed, weights, f"{name}.self_attn.{part}_proj").unflatten(-1, (heads, -1))
+            for part in "qkv"
+        )
+        cos, sin = (f(angle).repeat_interleave(2, -1)[:, :, None] for f in (torch.cos, torch.sin))
+        q, k = (
+            y * cos + torch.stack([-y[..., 1::2], y[..., ::2]], -1).flatten(-2) * sin
+            for y in (q, k)
+        )
+        logits = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
+        shares = logits.masked_fill(~keys, float("-inf")).softmax(-1)
+        attended = torch.einsum("bhnm,bmhd->bnhd", shares, v).flatten(2)
+        x = x + _linear(attended, weights, f"{name}.self_attn.out_proj")
+        x = x + _mlp(_norm(x, weights, f"{name}.layer_norm2", eps), weights, f"{name}.mlp")
+    tokens = _norm(x, weights, "layernorm_post", eps)
+    pooled = [
+        _pool(row[: len(b[0])], weights, heads, eps) for row, b in zip(tokens, bag, strict=True)
+    ]
+    return tokens[held], torch.stack(pooled)
 
 
 def _norm(x: Tensor, weights: Weights, name: str, eps: float) -> Tensor:

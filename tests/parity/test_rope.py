@@ -64,14 +64,31 @@ def test_rotation_equals_the_reference(positions: Tensor, style: str):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)  # |x| up to 4
 
 
-def scores(positions: Tensor, style: str) -> Tensor:
+@pytest.mark.parametrize("style", ["rotary", "released"])
+def test_in_float64_the_rotation_is_the_formula_to_the_last_bits(positions: Tensor, style: str):
+    x = vectors(40).double()
+    tables = rope_tables(positions, HEAD_DIM, THETA, style, torch.float64)
+    expected = reference.rotate(x, reference.angles(positions, HEAD_DIM, THETA), style)
+    torch.testing.assert_close(apply_rope(x, *tables), expected, rtol=0, atol=1e-12)
+
+
+def scores(positions: Tensor, style: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """q.k of one pair of vectors at one relative offset, from every absolute position."""
-    q, k = (
-        vectors(1, 2).expand(len(positions), -1, -1),
-        vectors(1, 3).expand(len(positions), -1, -1),
-    )
+    q, k = (vectors(1, seed).expand(len(positions), -1, -1).to(dtype) for seed in (2, 3))
     offset = torch.tensor([3, 2, 5])
-    return (rotated(q, positions, style) * rotated(k, positions + offset, style)).sum(-1)
+    tables = [
+        rope_tables(at, HEAD_DIM, THETA, style, dtype) for at in (positions, positions + offset)
+    ]
+    return (apply_rope(q, *tables[0]) * apply_rope(k, *tables[1])).sum(-1)
+
+
+def test_in_float64_scores_are_invariant_under_any_shift_and_norms_are_kept(positions: Tensor):
+    found = scores(positions, "rotary", torch.float64)
+    assert (found.amax(0) - found.amin(0)).max() < 1e-10
+    x = vectors(40).double()
+    tables = rope_tables(positions, HEAD_DIM, THETA, "rotary", torch.float64)
+    kept = apply_rope(x, *tables).norm(dim=-1) - x.norm(dim=-1)
+    assert kept.abs().max() < 1e-12
 
 
 def test_rotary_depends_on_relative_positions_only(positions: Tensor):

@@ -51,7 +51,7 @@ class Dense:
         self.config = config
         self.encoder = {n: t.detach().double().requires_grad_() for n, t in encoder.items()}
         self.rows = [r.detach().double().requires_grad_() for r in rows]
-        plain = [n for n, t in self.encoder.items() if t.ndim < 2 or n == "pool.probe"]
+        plain = [n for n, t in self.encoder.items() if t.ndim < 2 or n == "head.probe"]
         optim = config.optim
         groups = [
             {"params": [t for n, t in self.encoder.items() if n not in plain]},

@@ -9,7 +9,7 @@ import av.error
 import av.video.reformatter
 import numpy as np
 
-from ovtrain.codec.decoded import Media, opened
+from ovtrain.codec.decoded import Media, media_name, opened
 from ovtrain.data.decode.base import Pixels
 from ovtrain.schema.errors import MediaError
 
@@ -29,14 +29,30 @@ def decode_clip(data: bytes, where: str, indices: Sequence[int] | None = None) -
     return np.stack([frames[i] for i in order])
 
 
+def quarter_turns(media: Media) -> int:
+    """Quarter turns counterclockwise that make a video's pictures upright, by its metadata. Raises
+    MediaError."""
+    video = opened(media)
+    try:
+        first = next(video.container.decode(video.stream), None)
+    except av.error.FFmpegError as error:
+        raise MediaError(media_name(media), f"does not decode ({error})") from error
+    finally:
+        video.container.close()
+    return round(first.rotation / 90) % 4 if first else 0
+
+
 def decode_frames(
     media: Media, where: str, wanted: Collection[int] | None
 ) -> Iterator[tuple[int, Pixels]]:
-    """(number, (H, W, 3) uint8 RGB) of the wanted frames, all with None, in presentation order.
-    Nothing behind the last of them is decoded. Raises MediaError."""
+    """(number, (H, W, 3) uint8 RGB) of the wanted frames, all with None, in presentation order, as
+    they are coded. Nothing behind the last of them is decoded. Raises MediaError."""
     last = None if wanted is None else max(wanted)
     reformatter = av.video.reformatter.VideoReformatter()
-    video = opened(media)
+    try:
+        video = opened(media)
+    except MediaError as error:
+        raise MediaError(where, f"does not decode ({error.found})") from error
     try:
         video.stream.codec_context.thread_count = 1
         for number, frame in enumerate(video.container.decode(video.stream)):

@@ -4,6 +4,7 @@ import pytest
 
 from ovtrain.config.model import PRESETS
 from ovtrain.costs import encoder, head, tokens
+from ovtrain.costs.device import peak_tflops
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,19 @@ def test_zero_stages_divide_the_training_state():
     assert encoder.state_bytes(100, world_size=1) == 1600
     assert encoder.state_bytes(100, world_size=4, zero_stage=1) == 700
     assert encoder.state_bytes(100, world_size=4, zero_stage=3) == 400
+
+
+def test_pairs_replace_the_square_of_the_length():
+    large = PRESETS["large"]
+    assert encoder.training_flops(large, 256, pairs=256**2) == encoder.training_flops(large, 256)
+    saved = encoder.forward_flops(large, 2048) - encoder.forward_flops(
+        large, 2048, pairs=8 * 256**2
+    )
+    assert saved == 24 * 4 * 1024 * (2048**2 - 8 * 256**2)
+
+
+def test_peaks_are_found_by_a_part_of_the_devices_name():
+    assert peak_tflops("NVIDIA H200") == 989
+    assert peak_tflops("NVIDIA H100 PCIe") == 756
+    assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312
+    assert peak_tflops("CPU x86_64, 2 threads per rank") is None

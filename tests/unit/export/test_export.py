@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ovtrain.config.model import ModelConfig
-from ovtrain.export import hf
+from ovtrain.export import hf, run
 from ovtrain.export.load import load_encoder
 from ovtrain.export.public_format import from_public, model_config, public_config, to_public
 from ovtrain.models.encoder import Encoder, build_encoder
@@ -99,12 +99,50 @@ def test_fused_rows_are_split_by_head(encoder: Encoder):
     """Row (head, part, i) of the fused projection is row head * d + i of q, k or v."""
     own = dict(encoder.state_dict())
     public = to_public(own, CONFIG)
-    fused = own["blocks.2.attention.qkv.weight"]
+    fused = own["layers.2.self_attn.qkv.weight"]
     for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
         rows = public[f"encoder.layers.2.self_attn.{name}.weight"]
         for head in range(3):
             first = (head * 3 + part) * 64
             assert torch.equal(rows[head * 64 : head * 64 + 64], fused[first : first + 64])
+
+
+def test_a_headless_encoder_with_rms_norms_is_written_and_read(tmp_path: Path):
+    config = ModelConfig(width=96, depth=2, heads=3, mlp=100, norm="rms_norm", pooling=False)
+    encoder = build_encoder(config, seed=0)
+    hf.save_encoder(encoder, tmp_path / "model")
+    loaded = load_encoder(tmp_path / "model")
+    assert loaded.config == config
+    call = (torch.rand(5, 588), torch.zeros(5, 3), torch.tensor([0, 5], dtype=torch.int32), 5)
+    tokens, pooled = loaded(*call)
+    assert torch.equal(tokens, encoder(*call)[0])
+    assert pooled.shape == (1, 0)
+    assert not any(
+        "head" in name or ("bias" in name and "norm" in name) for name in loaded.state_dict()
+    )
+
+
+def test_a_card_without_a_run_says_so(exported: Path):
+    card = (exported / "README.md").read_text()
+    assert "Not recorded here." in card
+    assert "trust_remote_code=True" in card
+
+
+def test_weights_in_parts_are_read_together(encoder: Encoder, copy: Path):
+    path = copy / "model.safetensors"
+    tensors = load_file(str(path))
+    path.unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for name, held in parts.items():
+        save_file({n: tensors[n] for n in held}, str(copy / name))
+    index = {"weight_map": {n: part for part, held in parts.items() for n in held}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name, tensor in load_encoder(copy).state_dict().items():
+        assert torch.equal(tensor, encoder.state_dict()[name]), name
+    (copy / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: unreadable"):
+        load_encoder(copy)
 
 
 def test_a_public_directory_is_read_as_released(copy: Path):
@@ -119,9 +157,17 @@ def test_half_precision_weights_become_float32(copy: Path):
     assert all(p.dtype == torch.float32 for p in load_encoder(copy).parameters())
 
 
-@pytest.mark.parametrize("preset", ["tiny", "base", "huge"])
-def test_configs_and_names_round_trip_for_every_size(preset: str):
-    config = replace(CONFIG, preset=preset, rope_style="released", patch=16)
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(CONFIG, preset="base", rope_style="released", patch=16),
+        replace(CONFIG, preset="huge", rope_frames=None),
+        ModelConfig(width=96, depth=2, heads=3, mlp=100, norm="rms_norm", pooling=False),
+        ModelConfig(preset="tiny", window_frames=8, window_layers=(0, 1, 5)),
+    ],
+    ids=["base", "huge", "rms_norm without a head", "windows"],
+)
+def test_configs_and_names_round_trip(config: ModelConfig):
     assert model_config(public_config(config), "x") == config
     with torch.device("meta"):
         own = dict(Encoder(config).state_dict())
@@ -133,11 +179,15 @@ def test_configs_and_names_round_trip_for_every_size(preset: str):
     ("changes", "message"),
     [
         ({"model_type": "clip"}, r"model_type=clip \(allowed: onevision_encoder\)"),
-        ({"layer_norm_type": "rms_norm", "use_head": False}, "layer_norm_type.*use_head=False"),
+        (
+            {"layer_norm_type": "group", "hidden_act": "relu"},
+            "hidden_act=relu.*layer_norm_type=group",
+        ),
         ({"rope_style": "spin"}, r"rope_style=spin \(allowed: rotary, released\)"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"hidden_size": 200}, "no known size; allowed: .*large"),
-        ({"num_hidden_layers": 12, "hidden_size": 768}, "no known size"),
+        ({"hidden_size": 200}, "model.width=200 with model.heads=3; allowed: heads of a multiple"),
+        ({"hidden_size": True}, "hidden_size is missing or no positive whole number"),
+        ({"window_frames": 4}, "give both or neither"),
     ],
 )
 def test_another_model_is_refused_with_the_key(copy: Path, changes: dict, message: str):
@@ -195,11 +245,23 @@ def test_the_command_exports_a_run(setup_folder: Path, tmp_path: Path, capsys):
     config = typed_config(setup_folder, backend="ddp", steps=1, out=str(tmp_path / "run"))
     parts = fit(config)
     to = tmp_path / "deep" / "model"
-    assert hf.main([str(tmp_path / "run"), "--to", str(to)]) == 0
+    assert run.main([str(tmp_path / "run"), "--to", str(to)]) == 0
     for name, tensor in load_encoder(to).state_dict().items():
         assert torch.equal(tensor, parts.encoder.state_dict()[name])
-    assert hf.main([str(tmp_path / "run"), "--to", str(to)]) == 2
-    assert hf.main([str(tmp_path / "nowhere"), "--to", str(tmp_path / "x")]) == 2
+    card = (to / "README.md").read_text()
+    for fact in (
+        "| steps | 1 of 1 |",
+        f"| width, layers, heads, MLP | {', '.join(map(str, vars(config.model.size).values()))} |",
+        "true rotary",
+        f"| global batch | {config.run.global_batch} samples |",
+        "| training loss, last logged | ",
+        "| video | share ",
+    ):
+        assert fact in card, fact
+    about = json.loads((to / "preprocessor_config.json").read_text())
+    assert about["crop_size"] == {"height": config.data.size, "width": config.data.size}
+    assert run.main([str(tmp_path / "run"), "--to", str(to)]) == 2
+    assert run.main([str(tmp_path / "nowhere"), "--to", str(tmp_path / "x")]) == 2
     shown = capsys.readouterr().err
     assert "is there already" in shown
     assert "no checkpoint here" in shown

@@ -29,7 +29,7 @@ def meta(preset: str) -> Encoder:
 def test_sizes_are_the_public_releases(preset: str, total: int, pooling: int):
     encoder = meta(preset)
     assert sum(p.numel() for p in encoder.parameters()) == total
-    assert sum(p.numel() for p in encoder.pool.parameters()) == pooling
+    assert sum(p.numel() for p in encoder.head.parameters()) == pooling
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -42,7 +42,7 @@ def test_initialisation_is_a_function_of_the_seed():
     first, again, other = (build_encoder(TINY, seed) for seed in (1, 1, 2))
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
-    assert not torch.equal(first.pool.probe, other.pool.probe)
+    assert not torch.equal(first.head.probe, other.head.probe)
 
 
 def test_every_kind_of_parameter_starts_as_published():
@@ -50,11 +50,11 @@ def test_every_kind_of_parameter_starts_as_published():
     for name, p in encoder.named_parameters():
         if name.endswith("bias"):
             assert not p.any(), name
-        elif name == "pool.probe":
+        elif name == "head.probe":
             assert p.std().item() == pytest.approx(1, abs=0.2)
         elif p.ndim == 1:
             assert (p == 1).all(), name
-        elif name.startswith(("pool.query", "pool.key_value")):
+        elif name == "head.attention.in_proj_weight":
             bound = (6 / (4 * 192)) ** 0.5  # xavier-uniform of the public (3D, D) in-projection
             assert 0.99 * bound < p.abs().max().item() <= bound
         else:

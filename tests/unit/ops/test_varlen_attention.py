@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovtrain.ops.varlen_attention import choose_backend, varlen_attention
+from ovtrain.ops.varlen_attention import Sequences, choose_backend, varlen_attention
 from ovtrain.schema.errors import ConfigError
 
 
@@ -40,7 +40,8 @@ def test_runs_of_unequal_lengths_equal_a_masked_dense_softmax(lengths_q, lengths
         for cu in (cu_q, cu_k, cu_k)
     )
     weight = torch.randn(q.shape, generator=generator)
-    found = varlen_attention(q, k, v, cu_q, cu_k, max(lengths_q), max(lengths_k))
+    rows = (Sequences(cu_q, max(lengths_q)), Sequences(cu_k, max(lengths_k)))
+    found = varlen_attention(q, k, v, *rows)
     gradients = torch.autograd.grad((found * weight).sum(), (q, k, v))
     expected = dense(q, k, v, cu_q, cu_k)
     wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))

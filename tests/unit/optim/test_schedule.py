@@ -52,7 +52,7 @@ def test_matrices_decay_and_nothing_else():
     names = {id(p): name for name, p in encoder.named_parameters()}
     decayed, plain = ({names[id(p)] for p in g["params"]} for g in param_groups(encoder, 0.2))
     assert len(decayed) + len(plain) == len(names)
-    assert "pool.probe" in plain
+    assert "head.probe" in plain
     assert all(name.endswith("weight") for name in decayed)
     assert all("norm" in name or name.endswith(("bias", "probe")) for name in plain)
     assert not any("norm" in name for name in decayed)
