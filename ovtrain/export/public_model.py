@@ -28,7 +28,7 @@ from ovtrain.export.public_config import OneVisionEncoderConfig
 from ovtrain.models.attention import Attention, Packing, make_packing
 from ovtrain.models.block import Block, make_norm
 from ovtrain.models.packing import arrange, check_packed
-from ovtrain.models.patch_embed import PatchEmbeddings
+from ovtrain.models.patch_embed import PatchEmbeddings, PatchProjection
 from ovtrain.models.pooling import AttentivePooling, ProbeAttention
 from ovtrain.ops.varlen_attention import Sequences
 from ovtrain.schema.errors import InputError
@@ -98,9 +98,9 @@ class OneVisionEncoderModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | PatchProjection):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
+            if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)

@@ -6,14 +6,22 @@ import torch
 from torch import Tensor, nn
 
 
-class PatchEmbeddings(nn.Module):
-    """``patch_embedding`` holds the weight as the public checkpoints do, (D, 3, p, p); it is never
-    called as a convolution."""
+class PatchProjection(nn.Module):
+    """``weight`` (D, 3, p, p) as the public checkpoints hold it."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
-        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return torch.nn.functional.linear(patches, self.weight.flatten(1))
+
+
+class PatchEmbeddings(nn.Module):
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.patch_embedding = PatchProjection(width, patch)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(N, 3*p*p) normalised patches, channel-major -> (N, D)."""
-        return torch.nn.functional.linear(patches, self.patch_embedding.weight.flatten(1))
+        return self.patch_embedding(patches)
