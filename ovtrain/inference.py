@@ -92,6 +92,11 @@ class Embedder:
     def patch(self) -> int:
         return self.encoder.config.patch
 
+    @property
+    def virtual(self) -> int:
+        """Frames of the encoder's virtual grid."""
+        return self.encoder.config.rope_frames or VIRTUAL_FRAMES
+
     def image(self, picture: Picture, *, size: int | None = IMAGE_SIDE) -> Embedding:
         """A still picture, see ``image_view``."""
         return self.many([image_view(picture, size=size, patch=self.patch)])[0]
@@ -104,7 +109,8 @@ class Embedder:
         size: int | None = FRAME_SIDE,
     ) -> Embedding:
         """Whole frames of one clip, see ``frames_view``."""
-        return self.many([frames_view(pictures, t=t, size=size, patch=self.patch)])[0]
+        view = frames_view(pictures, t=t, size=size, patch=self.patch, virtual=self.virtual)
+        return self.many([view])[0]
 
     def video(
         self,
@@ -112,7 +118,7 @@ class Embedder:
         *,
         budget: int = 2048,
         size: int = FRAME_SIDE,
-        frames: int = VIRTUAL_FRAMES,
+        frames: int | None = None,
         mode: Mode = "global",
         energy: EnergyConfig | None = None,
         origin: Origin | None = None,
@@ -123,7 +129,7 @@ class Embedder:
             budget=budget,
             size=size,
             patch=self.patch,
-            frames=frames,
+            frames=self.virtual if frames is None else frames,
             mode=mode,
             energy=energy,
             origin=origin,
@@ -162,15 +168,17 @@ def frames_view(
     t: Sequence[int] | None = None,
     size: int | None = FRAME_SIDE,
     patch: int = 14,
+    virtual: int = VIRTUAL_FRAMES,
 ) -> View:
-    """All patches of T frames. ``t``: their places on the virtual grid of 64 frames; without, they
-    are spread evenly over it, round(i / (T - 1) * 63). Raises InputError, and as ``image_view``."""
+    """All patches of T frames. ``t``: their places on the virtual grid; without, they are spread
+    evenly over its ``virtual`` frames, round(i / (T - 1) * (virtual - 1)). Raises InputError, and
+    as ``image_view``."""
     count = len(pictures)
-    if not 1 <= count <= VIRTUAL_FRAMES and t is None:
+    if not 1 <= count <= virtual and t is None:
         found = f"{count} frames"
         fix = "choose frames, or give their places t" if count else ""
-        raise InputError("frames", found, allowed=f"1 to {VIRTUAL_FRAMES}", fix=fix)
-    spread = np.rint(np.arange(count) / max(count - 1, 1) * (VIRTUAL_FRAMES - 1))
+        raise InputError("frames", found, allowed=f"1 to {virtual}", fix=fix)
+    spread = np.rint(np.arange(count) / max(count - 1, 1) * (virtual - 1))
     places = np.asarray(spread if t is None else t).astype(np.int64)
     if places.shape != (count,):
         raise InputError("t", f"{len(places)} places for {count} frames", allowed="one per frame")

@@ -178,7 +178,9 @@ class OneVisionEncoderModel(PreTrainedModel):
             pooler_output=pooled,
             hidden_states=states if output_hidden_states else None,
         )
-        return output if return_dict or return_dict is None else output.to_tuple()
+        if return_dict is None:
+            return_dict = getattr(config, "return_dict", True)
+        return output if return_dict else output.to_tuple()
 
 
 def tokens_of(

@@ -6,6 +6,7 @@ heads is one contiguous slice. N tokens, D width, H heads, d head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.attend: Callable[..., Tensor] = varlen_attention
         self.make_projections(width)
         self.out_proj = nn.Linear(width, width)
 
@@ -58,13 +60,14 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> queries and keys (N, H, 2, d), values (N, H, d)."""
-        qkv = self.qkv(x).unflatten(-1, (self.heads, 3, -1))
-        return qkv[:, :, :2], qkv[:, :, 2]
+        # Split, not sliced: the gradients of slices are two buffers of zeros, filled and added.
+        qk, v = self.qkv(x).unflatten(-1, (self.heads, 3, -1)).split([2, 1], 2)
+        return qk, v.squeeze(2)
 
     def forward(self, x: Tensor, packing: Packing, windowed: bool) -> Tensor:
         """(N, D) -> (N, D)."""
         qk, v = self.project(x)
         q, k = apply_rope(qk, packing.cos, packing.sin).unbind(2)
         sequences = packing.windows if windowed and packing.windows else packing.whole
-        attended = varlen_attention(q, k, v, sequences, sequences, packing.backend)
+        attended = self.attend(q, k, v, sequences, sequences, packing.backend)
         return self.out_proj(attended.flatten(1))

@@ -11,6 +11,8 @@ the fused query-key-value projection.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,7 +25,7 @@ from ovtrain.models.patch_embed import PatchEmbeddings
 from ovtrain.models.pooling import AttentivePooling
 from ovtrain.models.rope3d import axis_sizes
 from ovtrain.ops.patchify import normalise_patches
-from ovtrain.ops.varlen_attention import Sequences, choose_backend
+from ovtrain.ops.varlen_attention import Sequences, choose_backend, varlen_attention
 
 
 class Encoder(nn.Module):
@@ -68,7 +70,7 @@ class Encoder(nn.Module):
         what breaks a rule (values are read on the CPU only)."""
         config = self.config
         self.check(patches, positions, cu_seqlens, max_seqlen, group_id)
-        samples = Sequences(cu_seqlens, max_seqlen)
+        samples = Sequences(cu_seqlens.int(), max_seqlen)
         arranged = arrange(samples, group_id, positions[:, 0], config.window_frames)
         if arranged.order is not None:
             patches, positions = patches[arranged.order], positions[arranged.order]
@@ -82,8 +84,13 @@ class Encoder(nn.Module):
         return arranged.restore(tokens), self.head(tokens, samples, packing.backend)
 
     def compile_layers(self) -> None:
-        """torch.compile each block, in place; blocks are alike, so all but the first are cached."""
+        """torch.compile each block, in place; blocks are alike, so all but the first are cached.
+        Attention stays outside: it has kernels of its own, and the reference loops over lengths,
+        for each of which it would be compiled anew."""
+        attend: Any = torch.compiler.disable(varlen_attention)
         for block in self.layers:
+            assert isinstance(block, Block)
+            block.self_attn.attend = attend
             block.compile(dynamic=True)
 
     def check(

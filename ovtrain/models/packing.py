@@ -33,7 +33,8 @@ def check_packed(
     _shape("positions", positions, (count, 3), "(t, h, w) per token")
     if group_id is not None:
         _shape("group_id", group_id, (count,), "one per token")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int32:
+    whole = cu_seqlens.dtype in (torch.int32, torch.int64)
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not whole:
         found = f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
         raise InputError("cu_seqlens", found, allowed="(samples + 1,) int32, at least one sample")
     if not cu_seqlens.is_cuda:

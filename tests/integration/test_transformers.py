@@ -24,7 +24,7 @@ from tests.helpers import reference
 SCRIPT = Path(reference.__file__).with_name("public_calls.py")
 OLD = Path(sys.prefix) / "transformers-4"
 SIDE, FRAMES = 28, 64  # 2 x 2 patches
-CONFIG = ModelConfig(width=128, depth=3, heads=2, mlp=256, init_std=0.1)
+CONFIG = ModelConfig(width=128, depth=3, heads=2, mlp=256, init_std=0.1, rope_theta=500.0)
 
 
 def pixels(*shape: int) -> Tensor:

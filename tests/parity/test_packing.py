@@ -258,3 +258,22 @@ def test_recomputed_blocks_give_the_same_gradients(encoder: Encoder):
     for other in found[1:]:
         for name, gradient in found[0].items():
             assert torch.equal(gradient, other[name]), name
+
+
+@pytest.mark.full
+def test_compiled_blocks_agree_whatever_the_lengths(encoder: Encoder):
+    other = Encoder(CONFIG)
+    other.load_state_dict(encoder.state_dict())
+    other.compile_layers()
+    for seed in range(3):
+        lengths = tuple(range(3 + seed, 9 + 2 * seed))
+        patches, positions, cu = bag(lengths, seed)
+        plain = gradients(encoder, encoder(patches, positions, cu, max(lengths)), seed)
+        compiled = gradients(other, other(patches, positions, cu, max(lengths)), seed)
+        for ours, theirs in zip(compiled[1], plain[1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        for name, gradient in plain[0].items():
+            scale = max(1.0, gradient.abs().max().item())
+            torch.testing.assert_close(
+                compiled[0][name] / scale, gradient / scale, rtol=0, atol=1e-5
+            )

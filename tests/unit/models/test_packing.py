@@ -68,6 +68,12 @@ def test_a_call_that_breaks_a_rule_is_refused_with_the_value_and_the_rule(
         encoder(**good() | changes)
 
 
+def test_bounds_may_be_int64():
+    encoder = build_encoder(ModelConfig(preset="nano", depth=1), seed=0)
+    wide = encoder(**good() | {"cu_seqlens": cu(0, 2, 6).long()})
+    assert torch.equal(wide[0], encoder(**good())[0])
+
+
 def test_without_a_virtual_grid_any_frame_may_come():
     encoder = build_encoder(ModelConfig(preset="nano", depth=1, rope_frames=None), seed=0)
     encoder(**good() | {"positions": at(0, 500)})

@@ -59,3 +59,40 @@ def test_auto_takes_the_reference_on_a_cpu():
 def test_a_backend_that_cannot_run_here_is_refused_by_name(name: str):
     with pytest.raises(ConfigError, match=f"model.attention={name}: cannot run on cpu .*use auto"):
         choose_backend(name, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("backend", ["varlen", "flash"])
+def test_gpu_backends_get_flash_attentions_own_arguments(
+    monkeypatch: pytest.MonkeyPatch, backend: str, deterministic: bool
+):
+    """No GPU here: a stand-in with their signature sees what they would be called with."""
+    seen: dict[str, object] = {}
+
+    def stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
+        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+        assert max_seqlen_q >= cu_seqlens_q.diff().max()
+        assert max_seqlen_k >= cu_seqlens_k.diff().max()
+        seen.update(options)
+        return dense(q, k, v, cu_seqlens_q, cu_seqlens_k).to(q.dtype)
+
+    name = {"varlen": "varlen_attn", "flash": "flash_attn_varlen_func"}[backend]
+    monkeypatch.setattr(f"ovtrain.ops.varlen_attention.{name}", stand_in)
+    generator = torch.Generator().manual_seed(0)
+    rows_q, rows_k = Sequences(bounds([1, 1, 1]), 1), Sequences(bounds([4, 2, 3]), 5)
+    q = torch.randn(3, 2, 16, generator=generator)
+    k, v = (torch.randn(9, 2, 16, generator=generator) for _ in range(2))
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        found = varlen_attention(q, k, v, rows_q, rows_k, backend)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, varlen_attention(q, k, v, rows_q, rows_k))
+    assert seen == ({"deterministic": deterministic} if backend == "flash" else {})
+
+
+def test_empty_sequences_are_passed_over():
+    q = torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(0))
+    with_empty, without = Sequences(bounds([0, 2, 0, 0, 3, 0]), 3), Sequences(bounds([2, 3]), 3)
+    found = varlen_attention(q, q, q, with_empty, with_empty)
+    assert torch.equal(found, varlen_attention(q, q, q, without, without))
