@@ -261,6 +261,8 @@ def test_recomputed_blocks_give_the_same_gradients(encoder: Encoder):
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_blocks_agree_whatever_the_lengths(encoder: Encoder):
     other = Encoder(CONFIG)
     other.load_state_dict(encoder.state_dict())
