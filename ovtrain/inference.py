@@ -13,14 +13,17 @@ through the encoder in one packed call. N tokens, D width, p patch side, T frame
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL.Image import Image
+from PIL.ImageOps import exif_transpose
 from torch import Tensor
 
 from ovtrain.codec.bitstream import Origin
@@ -38,6 +41,7 @@ from ovtrain.schema.grid import PatchGrid
 
 Picture = str | Path | Image | Pixels
 """A file, a PIL image, or (H, W, 3) uint8 RGB."""
+Side = int | Literal["own"]
 IMAGE_SIDE, FRAME_SIDE = 448, 224
 """Picture sides of the public release: a still image's, and a frame's of a video."""
 VIRTUAL_FRAMES = 64
@@ -64,7 +68,8 @@ class Embedding:
 
 
 class Embedder:
-    """An encoder in evaluation; ``dtype`` and ``device`` as for any torch module."""
+    """A copy of an encoder in evaluation, of type ``dtype`` on ``device``. Pictures get the side
+    that the encoder is meant for, frames at most 224, where no ``size`` says otherwise."""
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class Embedder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.device = torch.device(device)
-        self.encoder = encoder.eval().to(self.device, dtype)
+        self.encoder = deepcopy(encoder).eval().to(self.device, dtype)
 
     @classmethod
     def load(
@@ -97,18 +102,25 @@ class Embedder:
         """Frames of the encoder's virtual grid."""
         return self.encoder.config.rope_frames or VIRTUAL_FRAMES
 
-    def image(self, picture: Picture, *, size: int | None = IMAGE_SIDE) -> Embedding:
+    @property
+    def frame_size(self) -> int:
+        """Default side of frames."""
+        return min(self.encoder.image_size, FRAME_SIDE)
+
+    def image(self, picture: Picture, *, size: Side | None = None) -> Embedding:
         """A still picture, see ``image_view``."""
+        size = self.encoder.image_size if size is None else size
         return self.many([image_view(picture, size=size, patch=self.patch)])[0]
 
     def frames(
         self,
-        pictures: Sequence[Picture],
+        pictures: Iterable[Picture],
         *,
         t: Sequence[int] | None = None,
-        size: int | None = FRAME_SIDE,
+        size: Side | None = None,
     ) -> Embedding:
         """Whole frames of one clip, see ``frames_view``."""
+        size = self.frame_size if size is None else size
         view = frames_view(pictures, t=t, size=size, patch=self.patch, virtual=self.virtual)
         return self.many([view])[0]
 
@@ -117,17 +129,19 @@ class Embedder:
         video: Media,
         *,
         budget: int = 2048,
-        size: int = FRAME_SIDE,
+        size: int | None = None,
         frames: int | None = None,
         mode: Mode = "global",
         energy: EnergyConfig | None = None,
         origin: Origin | None = None,
     ) -> Embedding:
         """The patches of a video that carry news, see ``video_view``."""
+        if frames is not None and frames > self.virtual:
+            raise InputError("frames", str(frames), allowed=f"1 to {self.virtual}")
         view = video_view(
             video,
             budget=budget,
-            size=size,
+            size=self.frame_size if size is None else size,
             patch=self.patch,
             frames=self.virtual if frames is None else frames,
             mode=mode,
@@ -137,10 +151,16 @@ class Embedder:
         return self.many([view])[0]
 
     @torch.inference_mode()
-    def many(self, views: Sequence[View]) -> list[Embedding]:
+    def many(self, views: Iterable[View]) -> list[Embedding]:
         """Any mixture of views in one packed call. Raises InputError."""
+        views = list(views)
         if not views:
             return []
+        for number, view in enumerate(views):
+            if view.patches.shape[1] != 3 * self.patch**2:
+                found = f"patches of {view.patches.shape[1]} numbers"
+                allowed = f"{3 * self.patch**2}, for a patch side of {self.patch}"
+                raise InputError(f"view {number}", found, allowed=allowed)
         lengths = [len(view.patches) for view in views]
         patches = torch.from_numpy(np.concatenate([view.patches for view in views]))
         positions = torch.from_numpy(np.concatenate([view.positions for view in views]))
@@ -155,33 +175,40 @@ class Embedder:
         ]
 
 
-def image_view(picture: Picture, *, size: int | None = IMAGE_SIDE, patch: int = 14) -> View:
-    """All patches of a picture at t = 0. ``size``: its short side is resized to it and its centre
-    cropped; None keeps its own size. Raises MediaError, and ConfigError where a side is no multiple
-    of ``patch``."""
+def image_view(picture: Picture, *, size: Side = IMAGE_SIDE, patch: int = 14) -> View:
+    """All patches of a picture at t = 0, upright as its EXIF data say. ``size``: its short side is
+    resized to it and its centre cropped; "own" keeps its size. Raises MediaError, InputError, and
+    ConfigError where a side is no multiple of ``patch``."""
     return _whole([picture], np.zeros(1, np.int64), size, patch)
 
 
 def frames_view(
-    pictures: Sequence[Picture],
+    pictures: Iterable[Picture],
     *,
     t: Sequence[int] | None = None,
-    size: int | None = FRAME_SIDE,
+    size: Side = FRAME_SIDE,
     patch: int = 14,
     virtual: int = VIRTUAL_FRAMES,
 ) -> View:
     """All patches of T frames. ``t``: their places on the virtual grid; without, they are spread
     evenly over its ``virtual`` frames, round(i / (T - 1) * (virtual - 1)). Raises InputError, and
     as ``image_view``."""
+    if isinstance(pictures, str | Path | Image):
+        found = f"one {type(pictures).__name__}"
+        raise InputError("frames", found, allowed="a list of pictures", fix="put it into a list")
+    pictures = list(pictures)
     count = len(pictures)
-    if not 1 <= count <= virtual and t is None:
+    if count < 1 or (count > virtual and t is None):
         found = f"{count} frames"
         fix = "choose frames, or give their places t" if count else ""
         raise InputError("frames", found, allowed=f"1 to {virtual}", fix=fix)
-    spread = np.rint(np.arange(count) / max(count - 1, 1) * (virtual - 1))
-    places = np.asarray(spread if t is None else t).astype(np.int64)
-    if places.shape != (count,):
-        raise InputError("t", f"{len(places)} places for {count} frames", allowed="one per frame")
+    places = np.rint(np.arange(count) / max(count - 1, 1) * (virtual - 1))
+    if t is not None:
+        places = np.asarray(t)
+        if places.shape != (count,) or not np.issubdtype(places.dtype, np.integer):
+            found = f"{places.dtype} {places.shape} for {count} frames"
+            raise InputError("t", found, allowed="one whole number per frame")
+    places = places.astype(np.int64)
     return _whole(pictures, places, size, patch)
 
 
@@ -228,11 +255,13 @@ def video_view(
 
 
 def _whole(
-    pictures: Sequence[Picture], places: npt.NDArray[np.int64], size: int | None, patch: int
+    pictures: Sequence[Picture], places: npt.NDArray[np.int64], size: Side, patch: int
 ) -> View:
     """All patches of pictures that stand at t = ``places``."""
+    if size != "own" and (not isinstance(size, int) or size < 1):
+        raise InputError("size", repr(size), allowed='a picture side in pixels, or "own"')
     read = [_pixels(picture) for picture in pictures]
-    if size is not None:
+    if size != "own":
         read = [fit(picture, size) for picture in read]
     height, width = read[0].shape[:2]
     for number, picture in enumerate(read):
@@ -253,9 +282,9 @@ def _pixels(picture: Picture) -> Pixels:
             data = Path(picture).read_bytes()
         except OSError as error:
             raise MediaError(str(picture), f"cannot be read ({error.strerror})") from error
-        return decode_image(data, str(picture))
+        return decode_image(data, str(picture), upright=True)
     if isinstance(picture, Image):
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(exif_transpose(picture).convert("RGB"))
     array = np.asarray(picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         found = f"{array.dtype} {array.shape}"

@@ -62,9 +62,11 @@ def select_from_video(
     """``start``, ``stop``: the part of the video that is read; ``clamp``: a budget above all
     patches means all; ``turns``: quarter turns counterclockwise that make the picture upright;
     ``watch`` sees frames pass. Raises MediaError, CodecError, ConfigError."""
-    for name, value in (("frames", frames), ("size", size), ("patch", patch)):
-        if value < 1:
-            raise ConfigError(f"{name}={value}", "not positive", allowed="1 or more")
+    counts = {"budget": budget, "frames": frames, "size": size, "patch": patch}
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            allowed = "a whole number, 1 or more"
+            raise ConfigError(f"{name}={value}", "no positive count", allowed=allowed)
     grid = PatchGrid.from_pixels(1, size, size, patch)
     with open_signals(video, origin=origin, start=start, stop=stop) as source:
         measured = measure_video(watch(source), grid, energy or EnergyConfig())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PEAK_TFLOPS = {
     "GB200": 2500.0,
     "B200": 2250.0,
@@ -20,9 +22,10 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
 }
-"""Parts of torch's device names; the first that is found counts."""
+"""Words in torch's device names; the first that is found counts."""
 
 
 def peak_tflops(device: str) -> float | None:
     """Of a device name, None where it is not known."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device), None)
+    found = (p for name, p in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device))
+    return next(found, None)

@@ -37,16 +37,18 @@ from ovtrain.schema.errors import CheckpointError
 
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
 BICUBIC = 3
-IMAGE_SIZE = 448
-"""The public release's."""
 
 
 def save_encoder(
-    encoder: Encoder, folder: Path | str, *, image_size: int = IMAGE_SIZE, card: str | None = None
+    encoder: Encoder,
+    folder: Path | str,
+    *,
+    image_size: int | None = None,
+    card: str | None = None,
 ) -> None:
     """Write ``encoder`` as a new directory. ``image_size``: the side that pictures get from the
-    image processor; ``card``: the model card, one without a training run by default. Raises
-    CheckpointError where something is in the way."""
+    image processor, the encoder's own by default; ``card``: the model card, one without a training
+    run by default. Raises CheckpointError where something is in the way."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
@@ -55,7 +57,7 @@ def save_encoder(
     temp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temp.mkdir(parents=True)
     try:
-        _write(encoder, temp, image_size, card or model_card(encoder))
+        _write(encoder, temp, image_size or encoder.image_size, card or model_card(encoder))
         os.replace(temp, folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)

@@ -30,13 +30,15 @@ from ovtrain.schema.errors import CheckpointError
 def load_encoder(folder: Path | str) -> Encoder:
     """The encoder of ``folder``, on the CPU, in float32."""
     folder = Path(folder)
-    config = model_config(_read_object(folder / CONFIG), str(folder / CONFIG))
+    saved = _read_object(folder / CONFIG)
+    config = model_config(saved, str(folder / CONFIG))
     with torch.device("meta"):
         encoder = Encoder(config)
     tensors = _read_weights(folder)
     _check(tensors, encoder, folder / WEIGHTS)
     encoder = encoder.to_empty(device="cpu")  # aligned memory: sums are those of any other encoder
     encoder.load_state_dict(from_public(tensors, config))  # copies, and converts to float32
+    encoder.image_size = int(saved.get("image_size", encoder.image_size))
     return encoder
 
 
@@ -60,7 +62,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).exists() or not index.exists():
         return _read_tensors(folder / WEIGHTS)
     parts = _read_object(index).get("weight_map")
-    if not isinstance(parts, dict):
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise CheckpointError(str(index), "has no weight_map", fix="copy the directory again")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(parts.values())):

@@ -40,6 +40,20 @@ FIXED = {
 """What an ``Encoder`` always is; a directory that says otherwise is another model."""
 
 
+FRAMES = "rope_temporal_size"
+OPTIONAL: dict[str, tuple[Any, str]] = {
+    FRAMES: (64, "a whole number, or null"),
+    "rope_theta": (10000.0, "a number"),
+    "layer_norm_eps": (1e-6, "a number"),
+    "initializer_range": (0.02, "a number"),
+    "use_head": (True, "true or false"),
+    "window_frames": (0, "a whole number"),
+    "window_layers": ([], "a list of whole numbers"),
+    "image_size": (448, "a whole number"),
+}
+"""Key -> the public code's default (0 windows for ours), and what may stand there."""
+
+
 def public_config(config: ModelConfig, image_size: int = 448) -> dict[str, Any]:
     """``config.json``. ``rope_style``, ``window_frames`` and ``window_layers`` are our keys; the
     public code ignores them."""
@@ -69,8 +83,8 @@ def public_config(config: ModelConfig, image_size: int = 448) -> dict[str, Any]:
 def model_config(saved: dict[str, Any], where: str) -> ModelConfig:
     """The inverse; ``where`` names the file. Raises CheckpointError naming every key at fault.
 
-    Keys that are absent have the public code's defaults; without ``rope_style`` it is ``released``,
-    which the public release's weights need."""
+    Sizes and ``patch_size`` must be there; other keys that are absent have the public code's
+    defaults. Without ``rope_style`` it is ``released``, which the public release's weights need."""
     faults = [
         f"{key}={saved[key]} (allowed: {value})"
         for key, value in FIXED.items()
@@ -84,25 +98,41 @@ def model_config(saved: dict[str, Any], where: str) -> ModelConfig:
         faults.append(f"layer_norm_type={norm} (allowed: {', '.join(NORMS)})")
     missing = [key for key in (*SIZE_KEYS, "patch_size") if not _is_count(saved.get(key))]
     faults += [f"{key} is missing or no positive whole number" for key in missing]
+    values = {key: saved.get(key, default) for key, (default, _) in OPTIONAL.items()}
+    if "rope_theta" not in saved and isinstance(saved.get("rope_parameters"), dict):
+        values["rope_theta"] = saved["rope_parameters"].get("rope_theta", values["rope_theta"])
+    faults += [
+        f"{key}={values[key]!r} (allowed: {allowed})"
+        for key, (default, allowed) in OPTIONAL.items()
+        if not _is_like(values[key], default) and not (key == FRAMES and values[key] is None)
+    ]
     if faults:
         raise CheckpointError(where, "; ".join(faults), fix="name a OneVision-Encoder directory")
-    frames = saved.get("rope_temporal_size", 64)
     config = ModelConfig(
         **_size(ModelSize(**{name: saved[key] for key, name in SIZE_KEYS.items()})),
         patch=saved["patch_size"],
         rope_style=style,
-        rope_theta=float(saved.get("rope_theta", 10000.0)),
-        rope_frames=None if frames is None else int(frames),
+        rope_theta=float(values["rope_theta"]),
+        rope_frames=values[FRAMES],
         norm=norm,
-        norm_eps=float(saved.get("layer_norm_eps", 1e-6)),
-        init_std=float(saved.get("initializer_range", 0.02)),
-        pooling=bool(saved.get("use_head", True)),
-        window_frames=int(saved.get("window_frames", 0)),
-        window_layers=tuple(saved.get("window_layers", ())),
+        norm_eps=float(values["layer_norm_eps"]),
+        init_std=float(values["initializer_range"]),
+        pooling=values["use_head"],
+        window_frames=values["window_frames"],
+        window_layers=tuple(values["window_layers"]),
     )
     if found := config.problems():
         raise CheckpointError(where, "; ".join(found), fix="name a OneVision-Encoder directory")
     return config
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Of the default's type; a whole number is a number, too."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(type(entry) is int for entry in value)
+    return isinstance(value, (int, float) if isinstance(default, float) else int)
 
 
 def _is_count(value: object) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -30,8 +31,11 @@ from ovtrain.models.block import Block, make_norm
 from ovtrain.models.packing import arrange, check_packed
 from ovtrain.models.patch_embed import PatchEmbeddings, PatchProjection
 from ovtrain.models.pooling import AttentivePooling, ProbeAttention
-from ovtrain.ops.varlen_attention import Sequences
+from ovtrain.ops.varlen_attention import Sequences, choose_backend
 from ovtrain.schema.errors import InputError
+
+BACKENDS = {None: "sdpa", "sdpa": "sdpa", "eager": "sdpa", "flash_attention_2": "flash"}
+"""``attn_implementation`` -> ours. Eager is the reference, too: weights are never made."""
 
 
 class SplitAttention(Attention):
@@ -53,7 +57,7 @@ class SplitAttention(Attention):
 class OneVisionEncoderLayers(nn.Module):
     def __init__(self, config: OneVisionEncoderConfig) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = False  # what gradient_checkpointing_enable sets
         self.layers = nn.ModuleList(
             Block(
                 config.hidden_size,
@@ -67,10 +71,12 @@ class OneVisionEncoderLayers(nn.Module):
             for i in range(config.num_hidden_layers)
         )
 
-    def recomputed(self, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
-        """The function is set by ``gradient_checkpointing_enable``."""
-        run: Any = self._gradient_checkpointing_func
-        return run(block.__call__, x, packing)
+    def run(self, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+        """A block; recomputed where that is enabled, also behind frozen ones."""
+        if not (self.gradient_checkpointing and self.training):
+            return block(x, packing)
+        found: Any = checkpoint(block, x, packing, use_reentrant=False)
+        return found
 
 
 class OneVisionEncoderModel(PreTrainedModel):
@@ -96,6 +102,9 @@ class OneVisionEncoderModel(PreTrainedModel):
             self.layernorm_post = make_norm(config.layer_norm_type, width, eps)
             self.head = AttentivePooling(width, heads, hidden, eps)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | PatchProjection):
@@ -142,12 +151,16 @@ class OneVisionEncoderModel(PreTrainedModel):
         )
         patches, positions = patches.flatten(0, 1), positions.flatten(0, 1)
         rules = (config.patch_size, config.rope_temporal_size)
-        check_packed(patches, positions, samples.bounds, length, None, *rules)
+        check_packed(patches, positions, samples.bounds, length, None, *rules, everywhere=True)
         arranged = arrange(samples, None, positions[:, 0], config.window_frames)
         if arranged.order is not None:
             patches, positions = patches[arranged.order], positions[arranged.order]
         weight = self.embeddings.patch_embedding.weight
-        flash = config._attn_implementation == "flash_attention_2"
+        wanted = BACKENDS.get(config._attn_implementation)
+        if wanted is None:
+            found = str(config._attn_implementation)
+            allowed = ", ".join(name for name in BACKENDS if name)
+            raise InputError("attn_implementation", found, allowed=allowed)
         packing = make_packing(
             arranged.whole,
             arranged.windows,
@@ -156,31 +169,31 @@ class OneVisionEncoderModel(PreTrainedModel):
             theta=config.rope_theta,
             style=config.rope_style,
             dtype=weight.dtype,
-            backend="flash" if flash else "sdpa",
+            backend=choose_backend(wanted, patches.device.type, weight.dtype),
         )
         x = self.layernorm_pre(self.embeddings(patches.to(weight.dtype)))
         states = [x]
         for block in self.encoder.layers:
-            if self.encoder.gradient_checkpointing and self.training:
-                x = self.encoder.recomputed(block, x, packing)
-            else:
-                x = block(x, packing)
-            states.append(x)
+            x = self.encoder.run(block, x, packing)
+            if output_hidden_states:
+                states.append(x)
         pooled = None
         if self.layernorm_post is not None:
             x = self.layernorm_post(x)
         if self.head is not None:
             pooled = self.head(x, samples, packing.backend)
         shape = (count, length)
-        states = tuple(arranged.restore(state).unflatten(0, shape) for state in states)
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=arranged.restore(x).unflatten(0, shape),
-            pooler_output=pooled,
-            hidden_states=states if output_hidden_states else None,
-        )
+        tokens = arranged.restore(x).unflatten(0, shape)
+        hidden = None
+        if output_hidden_states:
+            hidden = tuple(arranged.restore(state).unflatten(0, shape) for state in states)
         if return_dict is None:
             return_dict = getattr(config, "return_dict", True)
-        return output if return_dict else output.to_tuple()
+        if not return_dict:
+            return (tokens, pooled) if hidden is None else (tokens, pooled, hidden)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens, pooler_output=pooled, hidden_states=hidden
+        )
 
 
 def tokens_of(
@@ -193,7 +206,9 @@ def tokens_of(
     frames: int | None,
 ) -> tuple[Tensor, Tensor]:
     """A public call -> patches (B, N, 3*p*p) and positions (B, N, 3). Raises InputError."""
-    grid = grid_of(pixel_values, patch)
+    given, rows, columns = grid_of(pixel_values, patch)
+    virtual = given if frames is None or pixel_values.ndim == 4 else frames
+    shown = f"the grid of {virtual} frames of {rows} x {columns} patches"
     patches = patches_of(pixel_values, patch)
     count, total, _ = patches.shape
     if visible_indices is None:
@@ -202,17 +217,15 @@ def tokens_of(
         flat = torch.arange(total, device=patches.device).expand(count, -1)
     else:
         flat = _indices(visible_indices, count).to(patches.device)
+        _in_range(flat, max(total, virtual * rows * columns), shown)
         if _chooses(flat, total, packed):
             _in_range(flat, total, "the patches given")
             patches = patches.gather(1, flat[..., None].expand(-1, -1, patches.shape[-1]))
     if patch_positions is None:
-        given, rows, columns = grid
-        virtual = given if frames is None else frames
         if visible_indices is None and given > virtual:
             found = f"{given} frames"
             fix = "sample them, or give patch_positions"
             raise InputError("pixel_values", found, allowed=f"{virtual} at most", fix=fix)
-        shown = f"the grid of {virtual} frames of {rows} x {columns} patches"
         _in_range(flat, virtual * rows * columns, shown)
         t, rest = flat // (rows * columns), flat % (rows * columns)
         return patches, torch.stack([t, rest // columns, rest % columns], -1)
@@ -252,6 +265,8 @@ def patches_of(pixel_values: Tensor, patch: int) -> Tensor:
 
 def _indices(visible_indices: Tensor, count: int) -> Tensor:
     shape = tuple(visible_indices.shape)
+    if visible_indices.dtype == torch.bool:
+        raise InputError("visible_indices", "a mask", allowed="indices", fix="use mask.nonzero()")
     if len(shape) != 2 or shape[0] != count or shape[1] < 1 or visible_indices.is_floating_point():
         found = f"{visible_indices.dtype} {shape}"
         raise InputError("visible_indices", found, allowed=f"integers ({count}, 1 or more)")

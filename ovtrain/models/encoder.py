@@ -33,6 +33,8 @@ class Encoder(nn.Module):
         super().__init__()
         size, norm = config.size, config.norm
         self.config = config
+        self.image_size = 448
+        """Side of still pictures that it is meant for, the public release's; for exports alone."""
         self.head_dim = size.width // size.heads
         axis_sizes(self.head_dim)
         self.embeddings = PatchEmbeddings(size.width, config.patch)

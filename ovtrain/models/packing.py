@@ -23,9 +23,11 @@ def check_packed(
     group_id: Tensor | None,
     patch: int,
     frames: int | None,
+    *,
+    everywhere: bool = False,
 ) -> None:
     """Raise InputError, a ValueError, where a call of the encoder breaks a rule. Values are read on
-    the CPU only: to read them on a GPU would make it wait."""
+    the CPU only, since to read them on a GPU makes it wait, unless ``everywhere`` says so."""
     count = len(patches)
     _shape("patches", patches, (count, 3 * patch * patch), "a row of 3 * patch * patch per token")
     if patches.dtype != torch.uint8 and not patches.is_floating_point():
@@ -37,10 +39,14 @@ def check_packed(
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not whole:
         found = f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
         raise InputError("cu_seqlens", found, allowed="(samples + 1,) int32, at least one sample")
-    if not cu_seqlens.is_cuda:
+    if _readable(cu_seqlens, everywhere):
         _check_bounds(cu_seqlens.tolist(), count, max_seqlen)
-    if not positions.is_cuda:
+    if _readable(positions, everywhere):
         _check_positions(positions, frames)
+
+
+def _readable(tensor: Tensor, everywhere: bool) -> bool:
+    return tensor.device.type == "cpu" or (everywhere and tensor.device.type != "meta")
 
 
 def _shape(name: str, tensor: Tensor, allowed: tuple[int, ...], meaning: str) -> None:

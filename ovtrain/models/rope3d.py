@@ -47,8 +47,8 @@ def rope_tables(
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (N, ..., d) -> x * cos + rot(x) * sin, rot: (x0, x1, ...) -> (-x1, x0, ...). Tables of any
-    float type that broadcast to x."""
+    float type, on any device, that broadcast to x."""
     # The sign goes to the table, which all heads share: half the time of turning q and k.
-    sin = torch.stack([-sin[..., 0::2], sin[..., 1::2]], -1).flatten(-2).to(x.dtype)
+    sin = torch.stack([-sin[..., 0::2], sin[..., 1::2]], -1).flatten(-2).to(x)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return x * cos.to(x.dtype) + swapped * sin
+    return x * cos.to(x) + swapped * sin

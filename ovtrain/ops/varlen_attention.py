@@ -77,7 +77,8 @@ def varlen_attention(
     else:
         attend, options = varlen_attn, {}
     assert attend is not None, f"{backend} is not installed"
-    bounds, longest = (rows_q.bounds, rows_k.bounds), (rows_q.longest, rows_k.longest)
+    bounds = (rows_q.bounds.to(q.device), rows_k.bounds.to(q.device))
+    longest = (rows_q.longest, rows_k.longest)
     return attend(q, k, v, *bounds, *longest, **options)  # type: ignore[return-value]
 
 

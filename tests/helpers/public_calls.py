@@ -33,6 +33,7 @@ def main(folder: str, calls: str, out: str, again: str) -> None:
         "pixels": processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"],
         "fresh": {name: tensor.std() for name, tensor in fresh.state_dict().items()},
         "trained": trained(model, torch.load(calls)["image"]),
+        "frozen": frozen(model, torch.load(calls)["image"]),
     }
     torch.save(found, out)
 
@@ -60,6 +61,16 @@ def trained(model, given) -> dict[str, torch.Tensor]:
         model(**given).pooler_output.sum().backward()
         found[name] = model.encoder.layers[0].self_attn.q_proj.weight.grad.clone()
     return found
+
+
+def frozen(model, given) -> dict[str, bool]:
+    """Train one projection behind a frozen start, recomputed -> whether its gradient is missing."""
+    model.zero_grad()
+    model.requires_grad_(False)
+    projection = model.encoder.layers[1].self_attn.q_proj
+    projection.requires_grad_(True)
+    model(**given).pooler_output.sum().backward()
+    return {"q_proj": projection.weight.grad is None or not projection.weight.grad.any()}
 
 
 if __name__ == "__main__":

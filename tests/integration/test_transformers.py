@@ -92,6 +92,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"pixel_values": VIDEO, "visible_indices": SPREAD + 4},
         r"256 at \[0, 12\]; allowed: 0 to 255, the grid of 64 frames of 2 x 2 patches",
     ),
+    "index of an image": (
+        {"pixel_values": pixels(1, 3, SIDE, SIDE), "visible_indices": torch.tensor([[0, 1, 2, 4]])},
+        r"4 at \[0, 3\]; allowed: 0 to 3, the grid of 1 frames of 2 x 2 patches",
+    ),
+    "mask": (
+        {"pixel_values": VIDEO, "visible_indices": torch.ones(2, 16, dtype=torch.bool)},
+        "visible_indices: a mask; allowed: indices; use mask.nonzero",
+    ),
+    "negative, packed": (
+        {
+            "pixel_values": VIDEO,
+            "visible_indices": torch.full((2, 16), -1),
+            "patch_positions": PLACES,
+            "packed": True,
+        },
+        r"-1 at \[0, 0\]",
+    ),
     "negative": (
         {"pixel_values": VIDEO, "visible_indices": torch.tensor([[0], [-1]])},
         r"-1 at \[1, 0\]",
@@ -177,6 +194,7 @@ def test_an_export_answers_every_public_call_and_comes_back(run: Any, tmp_path: 
     assert not any(about["report"].values()), about["report"]
     assert not about["modules"], "the directory is self-contained"
     assert about["pixels"].shape == (1, 3, SIDE, SIDE)
+    assert not any(about["frozen"].values()), "blocks behind frozen ones learn, recomputed too"
     kept, recomputed = about["trained"]["kept"], about["trained"]["recomputed"]
     assert kept.abs().max() > 0
     torch.testing.assert_close(kept, recomputed, rtol=0, atol=1e-6)

@@ -39,7 +39,7 @@ def test_a_picture_may_be_a_file_an_image_or_an_array(embedder: Embedder, tmp_pa
     array = noise(56, 42)
     Image.fromarray(array).save(tmp_path / "a.png")
     found = [
-        embedder.image(picture, size=None)
+        embedder.image(picture, size="own")
         for picture in (array, Image.fromarray(array), tmp_path / "a.png")
     ]
     assert found[0].tokens.shape == (12, 192)
@@ -58,22 +58,47 @@ def test_pictures_are_resized_and_cropped_on_request():
     with pytest.raises(
         ConfigError, match="picture height=225: not a multiple of the patch side 14"
     ):
-        image_view(noise(225, 224), size=None)
+        image_view(noise(225, 224), size="own")
+
+
+def test_pictures_are_upright_as_their_exif_data_say(tmp_path: Path):
+    straight = Image.fromarray(noise(28, 42))
+    exif = Image.Exif()
+    exif[274] = 6  # stored turned, to be turned back by 270 degrees
+    turned = straight.transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "a.png", exif=exif)
+    expected = image_view(straight, size="own").patches
+    assert np.array_equal(image_view(tmp_path / "a.png", size="own").patches, expected)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert np.array_equal(image_view(opened, size="own").patches, expected)
+
+
+def test_the_encoders_own_side_is_the_default_and_the_encoder_stays_as_it_is(tmp_path: Path):
+    encoder = build_encoder(ModelConfig(preset="nano"), seed=0).train()
+    save_encoder(encoder, tmp_path / "model", image_size=56)
+    small = Embedder.load(tmp_path / "model")
+    assert len(small.image(noise(100, 100)).tokens) == 16
+    assert len(small.frames([noise(100, 100)]).tokens) == 16
+    save_encoder(small.encoder, tmp_path / "again")
+    assert Embedder.load(tmp_path / "again").encoder.image_size == 56
+    assert len(Embedder(encoder, dtype=torch.bfloat16).image(noise(100, 100)).tokens) == 1024
+    assert encoder.training
+    assert encoder.layernorm_pre.weight.dtype == torch.float32
 
 
 def test_frames_are_spread_over_the_virtual_grid():
-    eight = frames_view([noise(28, 28)] * 8, size=None)
+    eight = frames_view([noise(28, 28)] * 8, size="own")
     assert eight.positions[::4, 0].tolist() == [0, 9, 18, 27, 36, 45, 54, 63]
-    assert frames_view([noise(28, 28)], size=None).positions[:, 0].tolist() == [0] * 4
-    placed = frames_view([noise(28, 28)] * 2, t=[5, 40], size=None)
+    assert frames_view([noise(28, 28)], size="own").positions[:, 0].tolist() == [0] * 4
+    placed = frames_view([noise(28, 28)] * 2, t=[5, 40], size="own")
     assert placed.positions[::4, 0].tolist() == [5, 40]
 
 
 def test_a_mixture_in_one_call_is_each_by_itself(embedder: Embedder, clip: bytes):
     views = [
-        image_view(noise(42, 70), size=None),
+        image_view(noise(42, 70), size="own"),
         video_view(clip, budget=40, size=56),
-        frames_view([noise(28, 28, seed) for seed in range(3)], size=None),
+        frames_view([noise(28, 28, seed) for seed in range(3)], size="own"),
     ]
     together = embedder.many(views)
     assert [len(one.tokens) for one in together] == [15, 40, 12]
@@ -110,18 +135,32 @@ def test_a_turned_video_is_upright(monkeypatch: pytest.MonkeyPatch, clip: bytes)
     assert np.array_equal(few_turned, np.rot90(few, axes=(1, 2)))
 
 
-def test_bad_input_is_named(embedder: Embedder, tmp_path: Path):
+def test_bad_input_is_named(embedder: Embedder, tmp_path: Path, clip: bytes):
     (tmp_path / "a.mp4").write_bytes(b"nothing")
     with pytest.raises(InputError, match="t=64 in row 0; allowed: 0 to 63"):
-        embedder.frames([noise(28, 28)], t=[64], size=None)
+        embedder.frames([noise(28, 28)], t=[64], size="own")
     with pytest.raises(InputError, match="frames: 65 frames; allowed: 1 to 64"):
         frames_view([noise(28, 28)] * 65)
     with pytest.raises(InputError, match="0 frames"):
         frames_view([])
-    with pytest.raises(InputError, match="t: 1 places for 2 frames"):
+    with pytest.raises(InputError, match=r"t: int64 \(1,\) for 2 frames"):
         frames_view([noise(28, 28)] * 2, t=[0])
+    with pytest.raises(InputError, match="0 frames"):
+        frames_view([], t=[])
+    with pytest.raises(InputError, match=r"t: float64 .*allowed: one whole number"):
+        frames_view([noise(28, 28)] * 2, t=[0.7, 1.9])
+    with pytest.raises(InputError, match=r"frames: one str; .*put it into a list"):
+        frames_view("a.png")
+    with pytest.raises(InputError, match='size: 0; allowed: a picture side in pixels, or "own"'):
+        image_view(noise(28, 28), size=0)
+    with pytest.raises(ConfigError, match=r"budget=40\.0: no positive count"):
+        video_view(clip, budget=40.0)
+    with pytest.raises(InputError, match="frames: 100; allowed: 1 to 64"):
+        embedder.video(tmp_path / "a.mp4", frames=100)
+    with pytest.raises(InputError, match="view 1: patches of 768 numbers; allowed: 588"):
+        embedder.many(image_view(noise(112, 112), size="own", patch=patch) for patch in (14, 16))
     with pytest.raises(InputError, match=r"frame 1: 14x28 behind 28x28; .*give a size"):
-        frames_view([noise(28, 28), noise(28, 14)], size=None)
+        frames_view([noise(28, 28), noise(28, 14)], size="own")
     with pytest.raises(InputError, match=r"picture: float64 \(28, 28, 3\)"):
         image_view(noise(28, 28) / 255)
     with pytest.raises(MediaError, match=r"none.png: cannot be read \(No such file"):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovtrain.schema.errors import MediaError
 
@@ -31,10 +31,13 @@ class ImageDecoder(Protocol):
     ) -> list[Pixels | MediaError]: ...
 
 
-def decode_image(data: bytes, where: str) -> Pixels:
-    """JPEG or PNG -> (H, W, 3) uint8 RGB at its own size. Raises MediaError."""
+def decode_image(data: bytes, where: str, *, upright: bool = False) -> Pixels:
+    """JPEG or PNG -> (H, W, 3) uint8 RGB at its own size; ``upright``: turned as its EXIF data say.
+    Raises MediaError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise MediaError(where, f"not a readable picture ({error})") from error

@@ -86,4 +86,6 @@ def test_peaks_are_found_by_a_part_of_the_devices_name():
     assert peak_tflops("NVIDIA H200") == 989
     assert peak_tflops("NVIDIA H100 PCIe") == 756
     assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312
+    for other in ("NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA RTX A4000"):
+        assert peak_tflops(other) is None
     assert peak_tflops("CPU x86_64, 2 threads per rank") is None

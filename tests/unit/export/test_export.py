@@ -122,6 +122,11 @@ def test_a_headless_encoder_with_rms_norms_is_written_and_read(tmp_path: Path):
     )
 
 
+def test_transformers_5_may_keep_theta_elsewhere(copy: Path):
+    rewrite(copy, rope_theta=None, rope_parameters={"rope_theta": 123.0})
+    assert load_encoder(copy).config.rope_theta == 123.0
+
+
 def test_a_card_without_a_run_says_so(exported: Path):
     card = (exported / "README.md").read_text()
     assert "Not recorded here." in card
@@ -188,6 +193,9 @@ def test_configs_and_names_round_trip(config: ModelConfig):
         ({"hidden_size": 200}, "model.width=200 with model.heads=3; allowed: heads of a multiple"),
         ({"hidden_size": True}, "hidden_size is missing or no positive whole number"),
         ({"window_frames": 4}, "give both or neither"),
+        ({"rope_theta": "a", "use_head": "false"}, "rope_theta='a' .*number.*use_head='false'"),
+        ({"window_layers": ["a"]}, r"window_layers=\['a'\] \(allowed: a list of whole numbers"),
+        ({"rope_temporal_size": 1.5}, r"rope_temporal_size=1.5 \(allowed: a whole number, or null"),
     ],
 )
 def test_another_model_is_refused_with_the_key(copy: Path, changes: dict, message: str):
