@@ -41,7 +41,7 @@ from data_pipelines.progress import Progress
 from ovtrain.codec import CodecSignals, Want, open_signals
 from ovtrain.codec.bitstream import ORIGINS, Origin
 from ovtrain.codec.hevc import ExactSignals
-from ovtrain.codec.selection import MODES, Mode
+from ovtrain.codec.selection import MODES
 from ovtrain.codec.video_selection import select_from_video
 from ovtrain.config.load import checked, load
 from ovtrain.config.prepare import EnergyConfig
@@ -168,34 +168,13 @@ def _numbers(signals: CodecSignals) -> dict[str, Any]:
     }
 
 
-def select_patches(
-    video: Path,
-    out: Path,
-    budget: int,
-    *,
-    frames: int = 64,
-    size: int = 224,
-    patch: int = 14,
-    mode: Mode = "global",
-    energy: EnergyConfig | None = None,
-    origin: Origin | None = None,
-    start: int = 0,
-    stop: int | None = None,
-) -> str:
-    """Choose ``budget`` patches as ``ovtrain.codec.video_selection`` does."""
-    found = select_from_video(
-        video,
-        budget,
-        frames=frames,
-        size=size,
-        patch=patch,
-        mode=mode,
-        energy=energy,
-        origin=origin,
-        start=start,
-        stop=stop,
-        watch=lambda signals: _shown(signals, "energy"),
-    )
+def select_patches(video: Path, out: Path, budget: int, **options: Any) -> str:
+    """Choose ``budget`` patches; ``options`` are those of ``select_from_video``."""
+
+    def watch(signals: Iterable[CodecSignals]) -> Iterable[CodecSignals]:
+        return _shown(signals, "energy")
+
+    found = select_from_video(video, budget, watch=watch, **options)
     NpzWriter(out.parent).write(
         out,
         energy=found.energy,
