@@ -217,7 +217,10 @@ def tokens_of(
         flat = torch.arange(total, device=patches.device).expand(count, -1)
     else:
         flat = _indices(visible_indices, count).to(patches.device)
-        _in_range(flat, max(total, virtual * rows * columns), shown)
+        most = max(given, virtual)  # frames given beyond the grid may be chosen with positions
+        _in_range(
+            flat, most * rows * columns, f"the grid of {most} frames of {rows} x {columns} patches"
+        )
         if _chooses(flat, total, packed):
             _in_range(flat, total, "the patches given")
             patches = patches.gather(1, flat[..., None].expand(-1, -1, patches.shape[-1]))
