@@ -10,6 +10,7 @@ from torch import Tensor
 from ovtrain.checkpoint import storage
 from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead
+from ovtrain.heads.reshard import file_name, read_rows
 from ovtrain.schema.errors import CheckpointError
 
 EncoderTensors = dict[str, dict[str, Tensor]]
@@ -57,7 +58,7 @@ class HeadPart:
     def save(self, folder: Path, world: World) -> None:
         head = self.head
         if head.hi > head.lo:
-            path = folder / storage.head_name(head.source, head.lo, head.hi)
+            path = folder / file_name(head.source, head.lo, head.hi)
             storage.write_tensors(path, self.optimizer.state())
 
     def load(self, folder: Path) -> None:
@@ -71,5 +72,5 @@ class HeadPart:
                 fix="resume with the labels the run began with, or start a new run.out",
             )
         if head.hi > head.lo:
-            rows = storage.read_head_rows(folder, head.source, head.lo, head.hi)
+            rows = read_rows(folder, head.source, head.lo, head.hi)
             self.optimizer.load(rows)

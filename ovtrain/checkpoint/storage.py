@@ -3,7 +3,7 @@
     checkpoints/
       step-00000100/
         encoder.safetensors              {param,first,second}/{name}, float32, unsharded
-        head-{source}-{lo:09d}-{hi:09d}.safetensors   rows, first, second (n, D), steps (n,)
+        head-{source}-{lo:09d}-{hi:09d}.safetensors   see ovtrain/heads/reshard.py
         state.json                       step, data position, config, world size
         manifest.json                    bytes and sha256 of each file above
       latest                             name of the newest whole directory, written last
@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,15 +27,10 @@ from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
 from ovtrain.schema.errors import CheckpointError
 
 LATEST, MANIFEST, STATE, ENCODER = "latest", "manifest.json", "state.json", "encoder.safetensors"
-_HEAD = re.compile(r"head-(?P<source>.+)-(?P<lo>\d{9})-(?P<hi>\d{9})\.safetensors")
 
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def head_name(source: str, lo: int, hi: int) -> str:
-    return f"head-{source}-{lo:09d}-{hi:09d}.safetensors"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -113,29 +106,6 @@ def read_encoder(folder: Path, part: str = "param") -> dict[str, Tensor]:
     tensors = read_tensors(folder / ENCODER)
     prefix = part + "/"
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def read_head_rows(folder: Path, source: str, lo: int, hi: int) -> dict[str, Tensor]:
-    """Rows lo..hi of a head and their state, from whichever class ranges were saved.
-
-    Raises CheckpointError where the files do not cover the range.
-    """
-    parts: list[tuple[int, dict[str, Tensor]]] = []
-    for path in sorted(folder.iterdir()):
-        match = _HEAD.fullmatch(path.name)
-        if match is None or match["source"] != source:
-            continue
-        first, last = max(lo, int(match["lo"])), min(hi, int(match["hi"]))
-        if first < last:
-            rows = slice(first - int(match["lo"]), last - int(match["lo"]))
-            parts.append((first, {k: v[rows] for k, v in read_tensors(path).items()}))
-    parts.sort(key=lambda part: part[0])
-    covered = sum(len(part["rows"]) for _, part in parts)
-    if covered != hi - lo:
-        raise CheckpointError(
-            str(folder), f"holds {covered} of the {hi - lo} rows {lo}..{hi} of head {source}"
-        )
-    return {k: torch.cat([part[k] for _, part in parts]) for k in parts[0][1]} if parts else {}
 
 
 def prune(checkpoints: Path, keep: int, newest: int) -> None:

@@ -18,12 +18,14 @@ IMAGE_DECODERS = ("pillow", "dali")
 class SourceConfig:
     """One named dataset: folder of shards, folder of its LabelStore, share of the batch, weight.
 
-    ``labels: ""`` means that the source trains no head.
+    ``labels: ""`` means that the source trains no head. ``centroids``: folder of the CentroidStore
+    that ``head.init: centroids`` starts its rows from.
     """
 
     name: str = ""
     shards: str = ""
     labels: str = ""
+    centroids: str = ""
     share: float = 1.0
     weight: float = 1.0
 

@@ -68,6 +68,16 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
         raise ConfigError(where, f"cannot be read ({str(error).splitlines()[0]})") from error
 
 
+def overlay(section: T, changes: object, where: str) -> T:
+    """A section with some of its fields changed, as strictly as ``load``. Raises ConfigError."""
+    try:
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), changes)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(*_explain(where, error)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(where, f"does not fit this section ({error})") from error
+
+
 def _explain(where: str, error: OmegaConfBaseException) -> tuple[str, str]:
     text = (error.msg or str(error)).splitlines()[0]
     section = error.object_type

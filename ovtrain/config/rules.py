@@ -37,10 +37,14 @@ def broken(section: object, prefix: str, rules: Mapping[Rule, tuple[str, ...]]) 
     return found
 
 
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
 def not_among(section: object, prefix: str, choices: Mapping[str, Collection[object]]) -> list[str]:
     """A sentence for each field of ``section`` whose value is none of its choices."""
     return [
-        f"{prefix}{key}={getattr(section, key)}; allowed: {', '.join(map(str, allowed))}"
+        f"{prefix}{key}={getattr(section, key)}; allowed: {', '.join(map(_shown, allowed))}"
         for key, allowed in choices.items()
         if getattr(section, key) not in allowed
     ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ovtrain.config.data import DataConfig
 from ovtrain.config.head import HeadConfig
+from ovtrain.config.load import overlay
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
 
 BACKENDS = ("deepspeed", "ddp")
 PRECISIONS = ("fp32", "bf16")
-ZERO_STAGES = (1, 2)
+ZERO_STAGES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class RunConfig:
     """Samples per rank in one forward pass; 0 = the rank's whole share of the batch."""
     backend: str = "deepspeed"
     zero_stage: int = 1
+    """What ranks share under deepspeed: 1 the optimizer's states, 2 the gradients, too, 3 the
+    weights, too."""
     precision: str = "bf16"
     seed: int = 0
     init_from: str = ""
@@ -64,5 +68,12 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    heads: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Per source, what differs from ``head``: ``heads: {ocr: {sample_rate: 0.2}}``."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def head_of(self, source: str) -> HeadConfig:
+        """``head`` with what ``heads`` says of a source. Raises ConfigError."""
+        given = self.heads.get(source)
+        return overlay(self.head, given, f"heads.{source}") if given else self.head

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ovtrain.config.data import mixture_counts
 from ovtrain.config.load import raise_problems
 from ovtrain.config.train import TrainConfig
+from ovtrain.schema.errors import ConfigError
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -12,7 +13,39 @@ def problems(config: TrainConfig) -> list[str]:
     found: list[str] = []
     for section in (config.model, config.data, config.head, config.optim, config.run):
         found += section.problems()
+    found += _of_heads(config)
     return found or _spanning(config)
+
+
+def _of_heads(config: TrainConfig) -> list[str]:
+    found: list[str] = []
+    names = [source.name for source in config.data.sources]
+    for name in config.heads:
+        if name not in names:
+            found.append(f"heads.{name} is no source; allowed: {', '.join(names)}")
+            continue
+        try:
+            own = config.head_of(name).problems()
+        except ConfigError as error:
+            found.append(str(error))
+            continue
+        found += [
+            p.replace("head.", f"heads.{name}.") for p in own if p not in config.head.problems()
+        ]
+    for source in config.data.sources:
+        given = not found and config.head_of(source.name).init == "centroids"
+        if given and source.labels and not source.centroids:
+            found.append(
+                f"source {source.name}: head.init=centroids needs centroids, the folder of its "
+                "CentroidStore"
+            )
+    optim = config.optim
+    if max(optim.lr, optim.head_lr or 0) * optim.weight_decay >= 1:
+        found.append(
+            f"optim.lr={optim.lr:g} or optim.head_lr={optim.head_lr} times optim.weight_decay="
+            f"{optim.weight_decay:g} must be below 1: a step would turn weights round"
+        )
+    return found
 
 
 def _spanning(config: TrainConfig) -> list[str]:

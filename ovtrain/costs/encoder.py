@@ -71,7 +71,8 @@ def state_bytes(
 ) -> int:
     """Bytes per rank of weights, gradients, fp32 master copy and the two AdamW moments.
 
-    ZeRO 1 divides the optimizer's states over ranks, 2 the gradients too, 3 the weights as well.
+    ZeRO 1 divides the optimizer's states over ranks, 2 the gradients too, 3 the weights as well:
+    but for those in use, which a rank has whole.
     """
     low = 2 if precision == "bf16" else 4
     optimizer = 12 if precision == "bf16" else 8  # fp32 needs no master copy

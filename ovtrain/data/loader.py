@@ -11,8 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,11 @@ class StepBatch:
     rows: list[list[Tensor]]
     bad: list[BadSample]
 
+    def without_patches(self) -> StepBatch:
+        """What names the samples, to be kept while the step's metrics are unread."""
+        micro = [replace(m, patches=m.patches[:0], positions=m.positions[:0]) for m in self.micro]
+        return replace(self, micro=micro)
+
 
 class Loader:
     def __init__(self, config: TrainConfig, world: World) -> None:
@@ -86,6 +92,12 @@ class Loader:
     def contents(self) -> dict[str, str]:
         """Hash of each source's shards: equal names over other samples are no resumption."""
         return {source.config.name: source.reader.manifest.content for source in self.sources}
+
+    def name_of(self, source: int, key: int) -> str:
+        """``shard.tar/key`` of a sample, by its source's number and key hash."""
+        hashes, reader = self.sources[source].hashes, self.sources[source].reader
+        found = np.flatnonzero(hashes.view(np.int64) == key)
+        return reader.name(int(found[0])) if len(found) else f"{key & (2**64 - 1):016x}"
 
     def load_state_dict(
         self, state: dict[str, int], contents: dict[str, str] | None = None

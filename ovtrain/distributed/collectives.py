@@ -11,41 +11,33 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-class _GatherSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: int, group: dist.ProcessGroup) -> Tensor:
-        ctx.rows, ctx.mine, ctx.group = rows, len(x), group
-        size = dist.get_world_size(group)
-        padded = x.new_zeros(rows, *x.shape[1:])
-        padded[: len(x)] = x
-        out = x.new_empty(size * rows, *x.shape[1:])
-        dist.all_gather_into_tensor(out, padded, group=group)
-        return out
+def all_gather_slots(x: Tensor, slots: int, group: dist.ProcessGroup | None) -> Tensor:
+    """(n, ...) with n <= slots -> (W * slots, ...), each rank's part zero-padded to ``slots``.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        first = dist.get_rank(ctx.group) * ctx.rows
-        return grad[first : first + ctx.mine], None, None
-
-
-def all_gather_sum(x: Tensor, rows: int, group: dist.ProcessGroup | None) -> Tensor:
-    """(n, ...) with n <= rows -> (W * rows, ...), each rank's part zero-padded to ``rows``.
-
-    Gradient contract: the gradients of all ranks are *summed* and each rank takes its slice; nobody
-    divides.
+    Not differentiable: its backward is ``reduce_scatter_slots``.
     """
-    return x if group is None else _GatherSum.apply(x, rows, group)  # type: ignore[return-value]
+    return all_gather_padded(x, slots, group, fill=0)
+
+
+def reduce_scatter_slots(x: Tensor, slots: int, group: dist.ProcessGroup | None) -> Tensor:
+    """(W * slots, ...) on each rank -> (slots, ...), rank r's part *summed* over ranks.
+
+    Gradient contract: the backward of ``all_gather_slots``; nobody divides.
+    """
+    if group is None:
+        return x
+    out = x.new_empty(slots, *x.shape[1:])
+    dist.reduce_scatter_tensor(out, x, group=group)
+    return out
 
 
 def all_gather_padded(x: Tensor, rows: int, group: dist.ProcessGroup | None, fill: int) -> Tensor:
-    """Integer columns (n, ...) -> (W * rows, ...), padded with ``fill``. Not differentiable."""
+    """(n, ...) with n <= rows -> (W * rows, ...), each rank's part padded with ``fill``. Not
+    differentiable. Tensors on the CPU travel over gloo beside a GPU's NCCL."""
     if group is None:
         return x
     padded = x.new_full((rows, *x.shape[1:]), fill)

@@ -58,7 +58,8 @@ def die_with_launcher() -> None:
 
 
 def start_world(*, force_group: bool = False) -> World:
-    """Join the job that torchrun described in the environment (NCCL on GPUs, gloo elsewhere).
+    """Join the job that torchrun described in the environment (NCCL for tensors on GPUs, gloo for
+    those on CPUs).
 
     ``force_group`` makes a process group even for one process (DeepSpeed wants one).
     """
@@ -74,7 +75,8 @@ def start_world(*, force_group: bool = False) -> World:
         os.environ.setdefault("MASTER_PORT", "0" if size == 1 else "29500")
         os.environ.setdefault("RANK", str(rank))
         os.environ.setdefault("WORLD_SIZE", str(size))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # Labels travel between hosts' memories: see engine/step.py.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return World(
         rank, local_rank, size, device, dist.group.WORLD if dist.is_initialized() else None
     )

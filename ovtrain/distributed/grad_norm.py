@@ -7,19 +7,19 @@ the class-sharded plane's rows belong to one rank each, so their squares are sum
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ovtrain.distributed.collectives import all_reduce
+from ovtrain.distributed.context import World
 
 
-def sharded_square_sum(gradients: list[Tensor], group: dist.ProcessGroup | None) -> Tensor:
-    """() float32: squares of the class-sharded gradients, summed over rows and ranks."""
-    device = gradients[0].device if gradients else torch.device("cpu")
-    local = torch.zeros((), device=device)
-    for gradient in gradients:
-        local = local + gradient.float().square().sum()
-    return all_reduce(local, group)
+def sharded_square_sum(squares: list[Tensor], world: World) -> Tensor:
+    """() float32: from the squared norms () of this rank's class-sharded gradients, their sum over
+    heads and ranks."""
+    local = torch.zeros((), device=world.device)
+    for square in squares:
+        local = local + square
+    return all_reduce(local, world.group)
 
 
 def joint_norm(replicated_norm: Tensor, sharded_squares: Tensor) -> Tensor:

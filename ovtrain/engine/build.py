@@ -10,12 +10,13 @@ from ovtrain.checkpoint.restore import checkpoint_folder, restore_encoder
 from ovtrain.checkpoint.state import EncoderPart, HeadPart
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import Loader
+from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World, seed_for
 from ovtrain.engine.backend import Backend, PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.models.encoder import Encoder, build_encoder
-from ovtrain.optim.sparse_rows import SparseRowAdamW
+from ovtrain.optim.sparse_rows import SparseRows
 from ovtrain.schema.errors import ConfigError
 
 
@@ -50,7 +51,8 @@ def build(config: TrainConfig, world: World) -> Parts:
         every=config.run.checkpoint_every,
         keep=config.run.keep,
     )
-    return Parts(encoder, loader, heads, TrainStep(config, backend, heads, world), checkpoints)
+    step = TrainStep(config, backend, heads, world, loader.name_of)
+    return Parts(encoder, loader, heads, step, checkpoints)
 
 
 def _backend(config: TrainConfig, encoder: Encoder, world: World, micro_steps: int) -> Backend:
@@ -62,19 +64,26 @@ def _backend(config: TrainConfig, encoder: Encoder, world: World, micro_steps: i
 
 
 def _heads(config: TrainConfig, loader: Loader, width: int, world: World) -> list[SourceHead]:
-    heads: list[SourceHead] = []
-    optim = config.optim
-    for source in loader.sources:
-        if source.labels is None:
-            continue
-        name, classes = source.config.name, source.classes
-        head = ClassShardedHead(name, classes, width, config.head, world, config.run.seed)
-        optimizer = SparseRowAdamW(
-            head.rows,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
-        longest = int((source.labels.offsets[1:] - source.labels.offsets[:-1]).max())
-        heads.append(SourceHead(source.number, source.config.weight, head, optimizer, longest))
-    return heads
+    return [
+        _source_head(config, source, width, world)
+        for source in loader.sources
+        if source.labels is not None
+    ]
+
+
+def _source_head(config: TrainConfig, source: Source, width: int, world: World) -> SourceHead:
+    assert source.labels is not None
+    name, weight = source.config.name, source.config.weight
+    head = ClassShardedHead(
+        name,
+        source.classes,
+        width,
+        config.head_of(name),
+        world,
+        config.run.seed,
+        bf16=config.run.precision == "bf16",
+        centroids=source.config.centroids,
+    )
+    optimizer = SparseRows(head.rows, head.config, config.optim, first_row=head.lo, seed=head.seed)
+    longest = int((source.labels.offsets[1:] - source.labels.offsets[:-1]).max())
+    return SourceHead(source.number, weight, head, optimizer, max(longest, 1))

@@ -110,7 +110,7 @@ def describe(config: TrainConfig, parts: Parts, world: World) -> None:
             "world_size": world.size,
             "device": _device(world),
             "precision": config.run.precision,
-            "parameters": sum(p.numel() for p in parts.encoder.parameters()),
+            "parameters": parts.encoder.parameter_count,
             "head_rows": {h.head.source: h.head.classes for h in parts.heads},
             "torch": torch.__version__,
             "deepspeed": getattr(sys.modules.get("deepspeed"), "__version__", None),

@@ -1,30 +1,42 @@
 """One optimizer step: micro-steps through the planes' boundary, clip, both optimizers.
 
-The embeddings are cut from the graph at the boundary. The heads' losses are summed over sources and
-carry gradients to my class rows (exact, complete) and, through the gather's backward, to the
-embeddings of my samples (exact, complete). The backend then takes (z * dL/dz).sum() into the
-encoder.
+The embeddings are cut from the graph at the boundary. The heads give each source's loss, the exact
+and complete gradient of my class rows, and that of my samples' embeddings. The backend then takes
+(z * dL/dz).sum() into the encoder.
+
+What a step needs beside the embeddings is decided on the host before its first forward pass: labels
+travel once, as int32, between hosts; the rows are drawn from them. Nothing here waits for a device.
 
 B samples of a micro-step on this rank, D width, L labels per sample (padded).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch
 from ovtrain.data.loader import StepBatch
-from ovtrain.distributed.collectives import all_gather_padded, all_gather_sum, all_reduce
+from ovtrain.distributed.collectives import all_gather_padded, all_reduce
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import clip_factor, sharded_square_sum
 from ovtrain.engine.backend import Backend
-from ovtrain.heads.class_sharded import ClassShardedHead
+from ovtrain.heads.class_sharded import ClassShardedHead, Plan
+from ovtrain.heads.multi_source import HeadStep, micro_step
 from ovtrain.optim.schedule import learning_rate
-from ovtrain.optim.sparse_rows import SparseRowAdamW
+from ovtrain.optim.sparse_rows import SparseRows
+from ovtrain.schema.errors import LabelError
+
+NAMED = 10
+"""Samples without labels that each rank names per source; all are counted."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,85 +46,149 @@ class SourceHead:
     number: int
     weight: float
     head: ClassShardedHead
-    optimizer: SparseRowAdamW
+    optimizer: SparseRows
     max_labels: int
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What one head needs in one step: rows (S, D) with ids (S,), labels (B, l) per micro-step, and
-    the labelled samples of the step's global batch."""
+class StepResult:
+    """metrics: device scalars. finite[k] (B,) bool: which embeddings of micro-step k were finite.
+    unlabelled: this rank's samples without labels per head (host)."""
 
-    ids: Tensor
-    rows: Tensor
-    labels: list[Tensor]
-    count: int
+    metrics: dict[str, Tensor]
+    finite: list[Tensor]
+    unlabelled: list[int]
 
 
 class TrainStep:
+    """``name_of``: (source number, key) -> a sample's name, for messages."""
+
     def __init__(
-        self, config: TrainConfig, backend: Backend, heads: list[SourceHead], world: World
+        self,
+        config: TrainConfig,
+        backend: Backend,
+        heads: list[SourceHead],
+        world: World,
+        name_of: Callable[[int, int], str],
     ) -> None:
         self.config, self.backend, self.heads, self.world = config, backend, heads, world
+        self.name_of = name_of
         self.max_labels = max((h.max_labels for h in heads), default=1)
+        self._named = [0] * len(heads)
 
-    def run(self, batch: StepBatch, step: int) -> dict[str, Tensor]:
-        """Do update ``step`` (0-based). Returns device scalars: loss, loss/<source>, grad_norm."""
-        micros = [micro.to(self.world.device) for micro in batch.micro]
-        drawn = [self._draw(head, batch, micros, step) for head in self.heads]
-        losses = torch.zeros(len(self.heads), device=self.world.device)
-        for k, micro in enumerate(micros):
-            losses += self._micro_step(k, micro, batch, drawn)
-        norm = self._update(drawn, step)
-        losses = all_reduce(losses, self.world.group)
-        weights = torch.tensor([h.weight for h in self.heads], device=losses.device)
-        named = {f"loss/{h.head.source}": x for h, x in zip(self.heads, losses, strict=True)}
-        return {"loss": (losses * weights).sum(), **named, "grad_norm": norm}
+    def run(self, batch: StepBatch, step: int) -> StepResult:
+        """Do update ``step`` (0-based). Metrics: loss, loss/<source>, grad_norm, and nonfinite, the
+        embeddings of the global batch that are. Raises LabelError."""
+        unlabelled = self._check(batch)
+        labels = self._global_labels(batch)
+        plans = [h.head.plan(step, labels[n]) for n, h in enumerate(self.heads)]
+        steps = [self._take(h, plan) for h, plan in zip(self.heads, plans, strict=True)]
+        device = self.world.device
+        sums = torch.zeros(len(self.heads) + 1, device=device)
+        finite: list[Tensor] = []
+        for k, micro in enumerate(batch.micro):
+            _, pooled = self.backend.forward(micro.to(device))
+            embeddings = pooled.float()
+            places = [_send(batch.rows[k][h.number], device) for h in self.heads]
+            cut = embeddings.detach()  # the boundary between the two planes
+            result = micro_step(cut, steps, k, places, batch.slots[k], self.world)
+            last = k == len(batch.micro) - 1
+            self.backend.backward((embeddings * result.gradient).sum(), last=last)
+            sums[:-1] += result.losses
+            sums[-1] += (~result.finite).sum()
+            finite.append(result.finite)
+        norm = self._update(steps, step)
+        metrics = self._metrics(all_reduce(sums, self.world.group), norm)
+        return StepResult(metrics, finite, unlabelled)
 
-    def _draw(
-        self, head: SourceHead, batch: StepBatch, micros: list[PackedBatch], step: int
-    ) -> Drawn:
-        labels: list[Tensor] = []
-        for micro, slots, rows in zip(micros, batch.slots, batch.rows, strict=True):
-            padded = micro.padded_labels(self.max_labels)
-            gathered = all_gather_padded(padded, slots, self.world.group, fill=-1)
-            labels.append(gathered[rows[head.number].to(gathered.device)])
-        ids = head.head.draw(step, torch.cat(labels))
-        count = sum(int((part >= 0).any(1).sum()) for part in labels)
-        return Drawn(ids, head.head.take(ids), labels, count)
+    def _metrics(self, sums: Tensor, norm: Tensor) -> dict[str, Tensor]:
+        weights = _send(torch.tensor([h.weight for h in self.heads]), sums.device)
+        named = {f"loss/{h.head.source}": x for h, x in zip(self.heads, sums, strict=False)}
+        return {"loss": (sums[:-1] * weights).sum(), **named, "grad_norm": norm} | {
+            "nonfinite": sums[-1]
+        }
 
-    def _micro_step(
-        self, k: int, micro: PackedBatch, batch: StepBatch, drawn: list[Drawn]
-    ) -> Tensor:
-        """(heads,) this rank's detached part of each source's loss."""
-        _, pooled = self.backend.forward(micro)
-        embeddings = pooled.float()
-        cut = embeddings.detach().requires_grad_()  # the boundary between the two planes
-        gathered = all_gather_sum(cut, batch.slots[k], self.world.group)
-        parts = [
-            h.head.loss(
-                gathered[batch.rows[k][h.number].to(gathered.device)],
-                d.labels[k],
-                d.rows,
-                d.ids,
-                d.count,
+    def _global_labels(self, batch: StepBatch) -> list[list[npt.NDArray[np.int32]]]:
+        """Per head and micro-step, (B, L) labels of the source's samples on all ranks."""
+        padded = [
+            torch.nn.functional.pad(
+                micro.padded_labels(self.max_labels), (0, 0, 0, slots - micro.samples), value=-1
             )
-            for h, d in zip(self.heads, drawn, strict=True)
+            for micro, slots in zip(batch.micro, batch.slots, strict=True)
         ]
-        total = torch.stack([h.weight * x for h, x in zip(self.heads, parts, strict=True)]).sum()
-        total.backward()
-        assert cut.grad is not None
-        self.backend.backward((embeddings * cut.grad).sum(), last=k == len(batch.micro) - 1)
-        return torch.stack(parts).detach()
+        all_slots = sum(batch.slots)
+        gathered = all_gather_padded(torch.cat(padded), all_slots, self.world.group, fill=-1)
+        by_rank = gathered.view(-1, all_slots, self.max_labels).split(batch.slots, dim=1)
+        tables = [part.flatten(0, 1).numpy() for part in by_rank]
+        return [
+            [
+                table[rows[h.number].numpy(), : h.max_labels]
+                for table, rows in zip(tables, batch.rows, strict=True)
+            ]
+            for h in self.heads
+        ]
 
-    def _update(self, drawn: list[Drawn], step: int) -> Tensor:
-        optim, steps = self.config.optim, self.config.run.total_steps
-        gradients = [d.rows.grad for d in drawn if d.rows.grad is not None]
-        squares = sharded_square_sum(gradients, self.world.group)
-        norm = self.backend.step(learning_rate(optim, step, steps), squares)
+    def _check(self, batch: StepBatch) -> list[int]:
+        """Samples without labels per head; the first of them are named. Raises LabelError where a
+        label is no class of its source's head."""
+        return [
+            sum(self._check_one(n, micro) for micro in batch.micro) for n in range(len(self.heads))
+        ]
+
+    def _check_one(self, n: int, micro: PackedBatch) -> int:
+        source = self.heads[n]
+        counts = micro.label_offsets.diff()
+        owners = torch.repeat_interleave(counts.long())
+        outside = (micro.labels < 0) | (micro.labels >= source.head.classes)
+        wrong = (outside & (micro.source[owners] == source.number)).nonzero().flatten()
+        if len(wrong):
+            at = int(wrong[0])
+            raise LabelError(
+                f"source {source.head.source}, sample {self._name(source, micro, owners[at])}",
+                f"label {int(micro.labels[at])}, the first of {len(wrong)} such in a batch",
+                allowed=f"0 to {source.head.classes - 1}",
+                fix="assign the labels again",
+            )
+        # A placeholder (key 0) stands for a sample that could not be read: counted elsewhere.
+        bare = (counts == 0) & (micro.source == source.number) & (micro.key != 0)
+        for at in bare.nonzero().flatten()[: NAMED - self._named[n]]:
+            self._named[n] += 1
+            log.warning(
+                "source %s: sample %s has no labels and takes no part in the loss%s",
+                source.head.source,
+                self._name(source, micro, at),
+                "; others will only be counted" if self._named[n] == NAMED else "",
+            )
+        return int(bare.sum())
+
+    def _name(self, source: SourceHead, micro: PackedBatch, at: Tensor) -> str:
+        return self.name_of(source.number, int(micro.key[at]))
+
+    def _take(self, source: SourceHead, plan: Plan) -> HeadStep | None:
+        """The rows of a step; None where no sample of the source has a label."""
+        if not plan.count:
+            return None
+        head = source.head
+        rows = head.take(plan, source.optimizer.pending)
+        return HeadStep(head, source.weight, plan, rows)
+
+    def _update(self, steps: Sequence[HeadStep | None], step: int) -> Tensor:
+        optim, total = self.config.optim, self.config.run.total_steps
+        squares = [s.head.gradient_squares(s.rows) * s.weight**2 for s in steps if s is not None]
+        norm = self.backend.step(
+            learning_rate(optim, step, total), sharded_square_sum(squares, self.world)
+        )
         factor = clip_factor(norm, optim.clip)
-        lr = learning_rate(optim, step, steps, optim.head_lr)
-        for head, d in zip(self.heads, drawn, strict=True):
-            if d.rows.grad is not None and len(d.ids):
-                head.optimizer.step(d.ids - head.head.lo, d.rows.grad * factor, lr)
+        lr = learning_rate(optim, step, total, optim.head_lr)
+        for source, s in zip(self.heads, steps, strict=True):
+            if s is not None and s.weight > 0:
+                clip = factor * s.weight
+                source.optimizer.step(s.rows.index, s.rows.gradient, lr, step, clip)
         return norm
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To ``device``, without waiting for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs.device import peak_tflops
 from ovtrain.costs.encoder import training_flops
 from ovtrain.data.loader import StepBatch
 from ovtrain.data.views import VIEWS
-from ovtrain.distributed.collectives import all_reduce
+from ovtrain.distributed.collectives import all_reduce, gather_objects
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
+from ovtrain.engine.step import StepResult
 from ovtrain.models.packing import attended_pairs
 from ovtrain.observability.sinks import JsonlSink, Sink, WandbSink
 from ovtrain.observability.throughput import Throughput
@@ -36,6 +36,10 @@ class NonFiniteLoss(OvtrainError):
     """Training produced a NaN or an infinity."""
 
 
+class NonFiniteEmbedding(NonFiniteLoss):
+    """The encoder gave an embedding with a NaN or an infinity."""
+
+
 class Trainer:
     def __init__(self, config: TrainConfig, parts: Parts, world: World) -> None:
         self.config, self.parts, self.world = config, parts, world
@@ -44,8 +48,8 @@ class Trainer:
         self.throughput = Throughput()
         self._peak = 1e12 * (config.run.peak_tflops or known_peak(world))
         self.sinks: list[Sink] = []
-        self._window = torch.zeros(len(VIEWS) + 4, dtype=torch.float64)
-        self._unread: list[dict[str, Tensor]] = []
+        self._window = torch.zeros(len(VIEWS) + 5, dtype=torch.float64)
+        self._unread: list[tuple[StepResult, StepBatch]] = []
         self._resume()
 
     def fit(self) -> bool:
@@ -57,9 +61,10 @@ class Trainer:
             while state.step < steps and not self.stop.requested():
                 with self.throughput.waiting():
                     batch = next(parts.loader)
-                self._unread.append(parts.step.run(batch, state.step))
+                result = parts.step.run(batch, state.step)
+                self._unread.append((result, batch.without_patches()))
                 state.step += 1
-                self._count(batch)
+                self._count(batch, result)
                 self._maybe_log(steps)
                 self._maybe_save(final=state.step == steps)
             self._maybe_save(final=True)
@@ -80,7 +85,7 @@ class Trainer:
             if run.wandb:
                 self.sinks.append(WandbSink(out, {"run": run.out}))
 
-    def _count(self, batch: StepBatch) -> None:
+    def _count(self, batch: StepBatch, result: StepResult) -> None:
         """Add this rank's part of a step to the window (host integers only)."""
         model = self.config.model
         for micro in batch.micro:
@@ -98,9 +103,9 @@ class Trainer:
                 training_flops(model.size, n, model.patch, p)
                 for n, p in zip(lengths, pairs, strict=True)
             )
-            self._window[-4:-1] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
+            self._window[-5:-2] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
         bad = batch.bad
-        self._window[-1] += len(bad)
+        self._window[-2:] += torch.tensor([len(bad), sum(result.unlabelled)])
         if bad:
             path = Path(self.config.run.out) / f"quarantine-{self.world.rank:05d}.jsonl"
             with open(path, "a") as handle:
@@ -115,20 +120,23 @@ class Trainer:
         state = self.state
         for view, count in zip(VIEWS, total, strict=False):
             state.views[view] += round(count)
-        tokens, flops, filled, bad = total[-4:]
+        tokens, flops, filled, bad, unlabelled = total[-5:]
         state.filled += round(filled)
         state.bad += round(bad)
+        state.unlabelled += round(unlabelled)
         self.throughput.add(round(sum(total[: len(VIEWS)])), round(tokens), flops)
 
     def _read(self) -> dict[str, float]:
         """The last step's metrics, after a look at those of all steps since the last call: one
         transfer from the device. Raises NonFiniteLoss."""
-        names = list(self._unread[-1]) if self._unread else []
-        table = [torch.stack([row[name] for name in names]) for row in self._unread]
+        unread, self._unread = self._unread, []
+        names = list(unread[-1][0].metrics) if unread else []
+        table = [torch.stack([result.metrics[name] for name in names]) for result, _ in unread]
         rows = torch.stack(table).tolist() if table else []
         first = self.state.step - len(rows) + 1
-        self._unread.clear()
-        for step, values in enumerate(rows, start=first):
+        for (step, values), (result, batch) in zip(enumerate(rows, first), unread, strict=True):
+            if values[names.index("nonfinite")]:
+                raise self._nonfinite(step, result, batch)
             if not all(map(math.isfinite, values)):
                 shown = ", ".join(f"{n} {v:g}" for n, v in zip(names, values, strict=True))
                 raise NonFiniteLoss(
@@ -138,6 +146,24 @@ class Trainer:
                     "start another run.out with a lower optim.lr and run.init_from=this run",
                 )
         return dict(zip(names, rows[-1], strict=True)) if rows else {}
+
+    def _nonfinite(self, step: int, result: StepResult, batch: StepBatch) -> NonFiniteEmbedding:
+        """Collective: the error that names the samples of all ranks."""
+        loader = self.parts.loader
+        found = [
+            f"{loader.sources[int(micro.source[i])].config.name}: "
+            f"{loader.name_of(int(micro.source[i]), int(micro.key[i]))}"
+            for micro, finite in zip(batch.micro, result.finite, strict=True)
+            for i in (~finite.cpu()).nonzero().flatten().tolist()
+        ]
+        named = [name for part in gather_objects(found, self.world.group) for name in part]
+        return NonFiniteEmbedding(
+            self.config.run.out,
+            f"step {step}: {len(named)} embeddings that are not finite, of samples "
+            + ", ".join(named[:10]),
+            fix="the newest checkpoint is from before. Look at these samples; if they are sound, "
+            "start another run.out with a lower optim.lr and run.init_from=this run",
+        )
 
     def _maybe_log(self, steps: int) -> None:
         state = self.state
@@ -161,6 +187,7 @@ class Trainer:
             "views": dict(state.views),
             "filled": state.filled,
             "bad_samples": state.bad,
+            "unlabelled_samples": state.unlabelled,
         }
 
     def _maybe_save(self, *, final: bool) -> None:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.restore import checkpoint_folder, open_run
 from ovtrain.config.load import checked, load
 from ovtrain.config.probe import ProbeConfig
@@ -26,6 +25,7 @@ from ovtrain.eval.embeddings import ClipSet, ViewSpec, encode
 from ovtrain.eval.intervals import wilson
 from ovtrain.eval.linear_probe import linear_probe
 from ovtrain.eval.ranking import rank_quality
+from ovtrain.heads.reshard import read_rows
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.schema.atomic import write_json
 from ovtrain.schema.errors import ConfigError, LabelError, MediaError, exit_status
@@ -232,9 +232,9 @@ def ranking(job: ProbeJob, runs: dict[str, list[str]]) -> list[dict[str, Any]]:
         for run in paths:
             encoder, _ = open_run(run)
             _, pooled = job.encode(encoder, job.heldout, job.spec("codec"))
-            rows = storage.read_head_rows(checkpoint_folder(run), c.source, 0, store.classes)
+            rows = read_rows(checkpoint_folder(run), c.source, 0, store.classes)
             unit = torch.nn.functional.normalize
-            pairs.append(rank_quality(unit(pooled) @ unit(rows["rows"]).T, labels))
+            pairs.append(rank_quality(unit(pooled) @ unit(rows["rows"].float()).T, labels))
         percentiles, areas = zip(*pairs, strict=True)
         row = {"encoder": name, "samples": len(labels), "seeds": len(paths)}
         found.append(

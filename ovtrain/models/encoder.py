@@ -53,6 +53,8 @@ class Encoder(nn.Module):
         if config.pooling:
             self.layernorm_post = make_norm(norm, size.width, config.norm_eps)
             self.head = AttentivePooling(size.width, size.heads, size.mlp, config.norm_eps)
+        self.parameter_count = sum(p.numel() for p in self.parameters())
+        """Known here for good: a backend may leave a rank a part of each parameter."""
 
     @property
     def width(self) -> int:
@@ -115,7 +117,9 @@ class Encoder(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.embeddings.patch_embedding.weight.dtype
+        # Asked of the list, not of a weight: ZeRO-3 takes a look at another module's weight for its
+        # use, and gathers it for the whole pass.
+        return next(self.parameters()).dtype
 
     def _packing(self, whole: Sequences, windows: Sequences | None, positions: Tensor) -> Packing:
         config, device = self.config, positions.device.type

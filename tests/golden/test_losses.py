@@ -31,7 +31,7 @@ from ovtrain.engine.backend import PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.models.encoder import build_encoder
-from ovtrain.optim.sparse_rows import SparseRowAdamW
+from ovtrain.optim.sparse_rows import SparseRows
 from tests.helpers.training import world
 
 GOLDEN = Path(__file__).with_name("losses.json")
@@ -73,15 +73,15 @@ def train_step() -> TrainStep:
     heads = []
     for number, (source, classes) in enumerate(zip(CONFIG.data.sources, CLASSES, strict=True)):
         head = ClassShardedHead(source.name, classes, encoder.width, CONFIG.head, world(), seed=12)
-        rows = SparseRowAdamW(head.rows, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.2)
+        rows = SparseRows(head.rows, head.config, CONFIG.optim, first_row=0, seed=12)
         heads.append(SourceHead(number, source.weight, head, rows, 3))
-    return TrainStep(CONFIG, PlainBackend(encoder, CONFIG.optim, world()), heads, world())
+    return TrainStep(CONFIG, PlainBackend(encoder, CONFIG.optim, world()), heads, world(), str)
 
 
 def losses() -> list[dict[str, float]]:
     step = train_step()
     found = [step.run(step_batch(number), number) for number in range(STEPS)]
-    return [{name: float(value) for name, value in row.items()} for row in found]
+    return [{name: float(value) for name, value in row.metrics.items()} for row in found]
 
 
 def test_losses_are_those_of_the_golden_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from ovtrain.checkpoint import storage
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
@@ -37,9 +39,9 @@ def write_setup(folder: Path, samples: int = 24) -> None:
         write_labels(folder / f"{kind}-labels", manifest, keys, classes)
 
 
-def base_config(folder: Path, **run: Any) -> dict[str, Any]:
+def base_config(folder: Path, recompute: int = 0, **run: Any) -> dict[str, Any]:
     return {
-        "model": {"preset": "nano"},
+        "model": {"preset": "nano", "recompute": recompute},
         "data": {
             "sources": [
                 {
@@ -71,7 +73,8 @@ def base_config(folder: Path, **run: Any) -> dict[str, Any]:
 
 
 def write_config(folder: Path, name: str, **run: Any) -> str:
-    """Path of a YAML whose run section has ``run`` on top, its output in ``folder/name``."""
+    """Path of a YAML whose run section has ``run`` on top (its model section ``recompute``), its
+    output in ``folder/name``."""
     path = folder / f"{name}.yaml"
     settings = {"out": str(folder / name)} | run
     path.write_text(OmegaConf.to_yaml(base_config(folder, **settings)))
@@ -97,6 +100,13 @@ def fit(config: TrainConfig) -> Parts:
         for number, handler in before.items():
             signal.signal(number, handler)
     return parts
+
+
+def begin_at(out: Path, step: Path) -> None:
+    """A run into ``out`` will go on from ``step``, another run's checkpoint folder."""
+    checkpoints = out / "checkpoints"
+    shutil.copytree(step, checkpoints / step.name)
+    (checkpoints / storage.LATEST).write_text(step.name + "\n")
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ovtrain.checkpoint import storage
 from tests.helpers.training import fit, typed_config, write_config
 from tests.helpers.world import succeed, torchrun
 
@@ -17,7 +18,7 @@ UNEVEN: dict[str, Any] = {"global_batch": 7, "steps": 20, "checkpoint_every": 10
 """Seven samples of two sources on two ranks: no two ranks or micro-steps hold equally many."""
 
 ONE_PROCESS = {
-    "deepspeed-1": {},
+    "deepspeed-1": {"checkpoint_every": 9},
     "deepspeed-1-accumulated": {"micro_batch": 3},
 }
 TWO_PROCESSES = {
@@ -26,7 +27,16 @@ TWO_PROCESSES = {
     "deepspeed-2": {"checkpoint_every": 3},
     "deepspeed-2-accumulated": {"micro_batch": 2},
     "zero2-2-accumulated": {"zero_stage": 2, "micro_batch": 2},
+    # Last: DeepSpeed's stage 3 puts its own torch.nn.functional.linear into the process for good.
+    "zero3-2": {"zero_stage": 3, "checkpoint_every": 9},
+    "zero3-2-accumulated": {"zero_stage": 3, "micro_batch": 2, "recompute": 1},
 }
+CONTINUED = {
+    "zero3-after-one-process": ("deepspeed-1", {"zero_stage": 3}),
+    "zero3-after-zero3": ("zero3-2", {"zero_stage": 3}),
+    "zero1-after-zero3": ("zero3-2", {"zero_stage": 1}),
+}
+"""Two processes that go on from the step-18 checkpoint of another run."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +50,15 @@ class Runs:
         return self.folder / name
 
 
-def _launch(folder: Path, processes: int, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    configs = [write_config(folder, name, **(UNEVEN | run)) for name, run in settings.items()]
+def _run(folder: Path, name: str, run: dict[str, Any], begin: str = "") -> str:
+    """A run as the job takes it; ``begin``: the run whose step-18 checkpoint it goes on from."""
+    config = write_config(folder, name, **(UNEVEN | run))
+    return f"{config}={folder / begin / 'checkpoints' / storage.step_name(18)}" if begin else config
+
+
+def _launch(folder: Path, processes: int, runs: list[str]) -> dict[str, Any]:
     found = folder / f"collectives-{processes}.json"
-    succeed(torchrun(processes, "-m", "tests.parity.job", str(found), *configs))
+    succeed(torchrun(processes, "-m", "tests.parity.job", str(found), *runs))
     return json.loads(found.read_text())
 
 
@@ -54,5 +69,7 @@ def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, run in {"plain": {}, "plain-accumulated": {"micro_batch": 3}}.items():
         settings = UNEVEN | {"backend": "ddp", "out": str(folder / name)} | run
         fit(typed_config(folder, **settings))
-    _launch(folder, 1, ONE_PROCESS)
-    return Runs(folder, _launch(folder, 2, TWO_PROCESSES))
+    _launch(folder, 1, [_run(folder, name, run) for name, run in ONE_PROCESS.items()])
+    two = [_run(folder, name, run) for name, run in TWO_PROCESSES.items()]
+    two += [_run(folder, name, run, begin) for name, (begin, run) in CONTINUED.items()]
+    return Runs(folder, _launch(folder, 2, two))

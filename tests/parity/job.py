@@ -1,6 +1,8 @@
 """Run by torchrun: the collectives' checks and several training runs in one launch.
 
-torchrun -m tests.parity.job OUT.json CONFIG.yaml ...
+torchrun -m tests.parity.job OUT.json CONFIG.yaml[=CHECKPOINT] ...
+
+A run with a CHECKPOINT, the step folder of another run, goes on from it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
@@ -20,6 +23,7 @@ from ovtrain.distributed.context import World, start_world, stop_world
 from ovtrain.engine.build import build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
 from ovtrain.engine.trainer import Trainer
+from tests.helpers.training import begin_at
 
 
 def gather_gradient(world: World) -> list[float]:
@@ -27,15 +31,14 @@ def gather_gradient(world: World) -> list[float]:
     row's
     gradient must be its weight times the sum of (rank + 1)."""
     rows = 3
-    mine = torch.ones(world.rank + 1, 2, requires_grad=True)
-    gathered = collectives.all_gather_sum(mine, rows, world.group)
+    mine = torch.ones(world.rank + 1, 2)
+    gathered = collectives.all_gather_slots(mine, rows, world.group)
     weights = torch.arange(gathered.numel()).view_as(gathered).float()
-    ((world.rank + 1) * weights * gathered).sum().backward()
+    found = collectives.reduce_scatter_slots((world.rank + 1) * weights, rows, world.group)
     first = world.rank * rows
     factor = sum(range(1, world.size + 1))
-    expected = weights[first : first + len(mine)] * factor
-    assert mine.grad is not None
-    return [(mine.grad - expected).abs().max().item(), gathered.sum().item()]
+    expected = weights[first : first + rows] * factor
+    return [(found - expected).abs().max().item(), gathered.sum().item()]
 
 
 def check_collectives(world: World) -> dict[str, Any]:
@@ -54,14 +57,23 @@ def check_collectives(world: World) -> dict[str, Any]:
     }
 
 
-def main(out: str, *configs: str) -> None:
+def train(path: str, begin: str, world: World) -> None:
+    config = load(TrainConfig, path)
+    validate(config, path)
+    if begin:
+        if world.is_main:
+            begin_at(Path(config.run.out), Path(begin))
+        dist.barrier(world.group)
+    assert Trainer(config, build(config, world), world).fit()
+
+
+def main(out: str, *runs: str) -> None:
     import_deepspeed()  # before the group, as the training entry does
     world = start_world(force_group=True)
     found = check_collectives(world)
-    for path in configs:
-        config = load(TrainConfig, path)
-        validate(config, path)
-        assert Trainer(config, build(config, world), world).fit()
+    for run in runs:
+        path, _, begin = run.partition("=")
+        train(path, begin, world)
     if world.is_main:
         Path(out).write_text(json.dumps(found))
     stop_world()

@@ -7,7 +7,6 @@ state.
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -18,9 +17,17 @@ import torch
 
 from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.restore import open_run
-from tests.helpers.training import computed, fit, metrics, typed_config, write_config
+from ovtrain.heads.reshard import file_name
+from tests.helpers.training import (
+    begin_at,
+    computed,
+    fit,
+    metrics,
+    typed_config,
+    write_config,
+)
 from tests.helpers.world import environment, succeed, train_command
-from tests.parity.conftest import UNEVEN, Runs
+from tests.parity.conftest import CONTINUED, UNEVEN, Runs
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -97,29 +104,45 @@ def test_nothing_of_a_killed_save_is_left(killed: Path):
     assert sorted(names) == ["latest", "step-00000018", "step-00000020"]
 
 
-def test_two_ranks_checkpoint_goes_on_on_one_process(runs: Runs):
-    """Steps 19 and 20 on one process with the plain backend, from the step-18 state of two ZeRO
-    ranks.
-
-    Head files hold class ranges 0..20..40; one process reads both. 1e-5 as in test_worlds."""
-    out = runs.folder / "alone"
-    step = out / "checkpoints" / storage.step_name(18)
-    shutil.copytree(runs.out("deepspeed-2") / "checkpoints" / step.name, step)
-    (step.parent / storage.LATEST).write_text(step.name + "\n")
-    settings = UNEVEN | {"backend": "ddp", "out": str(out)}
-    parts = fit(typed_config(runs.folder, **settings))
-    expected = metrics(runs.out("deepspeed-2"))[-2:]
-    found = metrics(out)
-    assert [row["step"] for row in found] == [19, 20]
-    for row, wanted in zip(found, expected, strict=True):
+def assert_last_two_steps(found: Path, expected: Path):
+    """Steps 19 and 20 of a run that began at step 18. 1e-5 as in test_worlds."""
+    rows = metrics(found)
+    assert [row["step"] for row in rows] == [19, 20]
+    for row, wanted in zip(rows, metrics(expected)[-2:], strict=True):
         for column in ("loss", "grad_norm"):
             assert row[column] == pytest.approx(wanted[column], rel=1e-5)
         assert row["views"] == wanted["views"]
+
+
+@pytest.mark.parametrize("name", ["deepspeed-2", "zero3-2"])
+def test_two_ranks_checkpoint_goes_on_on_one_process(runs: Runs, name: str):
+    """Steps 19 and 20 on one process with the plain backend, from the step-18 state of two ZeRO
+    ranks.
+
+    Head files hold class ranges 0..20..40; one process reads both."""
+    out = runs.folder / f"alone-after-{name}"
+    begin_at(out, runs.out(name) / "checkpoints" / storage.step_name(18))
+    parts = fit(typed_config(runs.folder, **(UNEVEN | {"backend": "ddp", "out": str(out)})))
+    assert_last_two_steps(out, runs.out(name))
+    step = out / "checkpoints" / storage.step_name(18)
     assert sorted(step.glob("head-video-*")) == [
-        step / storage.head_name("video", 0, 20),
-        step / storage.head_name("video", 20, 40),
+        step / file_name("video", 0, 20),
+        step / file_name("video", 20, 40),
     ]
     assert [head.head.hi for head in parts.heads] == [40, 23]
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_checkpoint_goes_on_under_another_stage(runs: Runs, name: str):
+    """From one rank of stage 1 to two of stage 3, and from stage 3 to 1, on two processes."""
+    before, _ = CONTINUED[name]
+    assert_last_two_steps(runs.out(name), runs.out(before))
+
+
+def test_stage_3_resumes_bit_identical(runs: Runs):
+    straight, resumed = tensors(runs.out("zero3-2")), tensors(runs.out("zero3-after-zero3"))
+    assert straight.keys() == resumed.keys()
+    assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
 
 
 def test_open_run_gives_the_trained_encoder(killed: Path):

@@ -115,7 +115,7 @@ def test_three_steps_equal_the_dense_reference(
     for step in range(STEPS):
         batch = next(parts.loader)
         assert len(batch.micro) == (1 if micro_batch == 0 else 3)
-        found = parts.step.run(batch, step)
+        found = parts.step.run(batch, step).metrics
         loss, per_source = dense.loss(batch.micro)
         norm = dense.update(loss, step)
         assert float(found["loss"]) == pytest.approx(loss.item(), rel=1e-5)
@@ -145,7 +145,7 @@ def test_a_sample_without_labels_takes_no_part(setup_folder: Path, tmp_path: Pat
     batch.micro[0] = cut
     parts = build(config, world())
     dense = Dense(config, parts.encoder.state_dict(), [h.head.rows for h in parts.heads])
-    found = parts.step.run(batch, 0)
+    found = parts.step.run(batch, 0).metrics
     keep = [i for i in range(cut.samples) if cut.label_offsets[i] < cut.label_offsets[i + 1]]
     assert len(keep) == 7
     public = to_public(dense.encoder, config.model)

@@ -127,33 +127,6 @@ def test_damaged_tensors_are_a_typed_error(tmp_path: Path):
         storage.read_tensors(tmp_path / "a.safetensors")
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Rows 0..100 of head ``a-b`` in three uneven files, beside another head's."""
-    rows = torch.arange(100.0)[:, None].repeat(1, 2)
-    for lo, hi in ((0, 33), (33, 34), (34, 100)):
-        tensors = {"rows": rows[lo:hi], "steps": torch.arange(lo, hi)}
-        storage.write_tensors(tmp_path / storage.head_name("a-b", lo, hi), tensors)
-    storage.write_tensors(tmp_path / storage.head_name("b", 0, 100), {"rows": -rows})
-    return tmp_path
-
-
-@pytest.mark.parametrize(("lo", "hi"), [(0, 100), (0, 50), (20, 34), (33, 34), (99, 100), (40, 40)])
-def test_any_range_of_head_rows_is_read(shards: Path, lo: int, hi: int):
-    found = storage.read_head_rows(shards, "a-b", lo, hi)
-    if lo == hi:
-        assert found == {}
-    else:
-        assert found["rows"][:, 0].tolist() == list(range(lo, hi))
-        assert found["steps"].tolist() == list(range(lo, hi))
-
-
-def test_rows_that_no_file_holds_are_an_error(shards: Path):
-    (shards / storage.head_name("a-b", 33, 34)).unlink()
-    with pytest.raises(CheckpointError, match=r"holds 99 of the 100 rows 0\.\.100 of head a-b"):
-        storage.read_head_rows(shards, "a-b", 0, 100)
-
-
 def test_an_encoder_comes_back_and_another_size_is_refused(tmp_path: Path):
     encoder = build_encoder(ModelConfig(preset="tiny"), seed=1)
     flat = {f"param/{name}": tensor for name, tensor in encoder.state_dict().items()}

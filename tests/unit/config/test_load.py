@@ -20,7 +20,7 @@ def test_defaults_then_file_then_overrides(path: Path):
     config = load(TrainConfig, path, ["run.steps=5", "head.bias=null", "optim.lr=2e-4"])
     assert config.run.steps == 5
     assert config.data.sources[0].name == "a"
-    assert (config.head.bias, config.optim.lr, config.head.scale) == (None, 2e-4, 10.0)
+    assert (config.head.bias, config.optim.lr, config.head.sample_rate) == (None, 2e-4, 0.1)
 
 
 def test_the_resolved_config_reads_back_to_itself(path: Path, tmp_path: Path):
@@ -71,3 +71,19 @@ def test_problems_are_reported_together():
         raise_problems("x", ["one"])
     with pytest.raises(ConfigError, match=r"(?s)one.*two"):
         raise_problems("x", ["one", "two"])
+
+
+def test_a_sources_head_differs_from_the_others_where_it_says(path: Path, tmp_path: Path):
+    config = load(TrainConfig, path, ["head.scale=8", "heads.a.sample_rate=0.2"])
+    assert (config.head_of("a").sample_rate, config.head_of("a").scale) == (0.2, 8.0)
+    assert config.head_of("b") == config.head
+    again = tmp_path / "b.yaml"
+    again.write_text(to_yaml(config))
+    assert load(TrainConfig, again) == config
+
+
+@pytest.mark.parametrize("given", ["{rate: 1}", "{sample_rate: many}", "3", "[1]"])
+def test_a_wrong_head_of_a_source_is_named(path: Path, given: str):
+    config = load(TrainConfig, path, [f"heads={{a: {given}}}"])
+    with pytest.raises(ConfigError, match=r"heads\.a"):
+        config.head_of("a")

@@ -21,7 +21,7 @@ def config(**sections: dict[str, Any]) -> TrainConfig:
     for name in ("model", "data", "head", "optim", "run"):
         changes = base.get(name, {}) | sections.get(name, {})
         made = replace(made, **{name: replace(getattr(made, name), **changes)})
-    return made
+    return replace(made, heads=sections.get("heads", {}))
 
 
 def test_the_defaults_need_only_sources_and_a_length():
@@ -34,13 +34,32 @@ def test_the_defaults_need_only_sources_and_a_length():
         ({"model": {"preset": "gigantic"}}, "model.preset=gigantic; allowed: "),
         ({"model": {"rope_style": "spin"}}, "allowed: rotary, released"),
         ({"head": {"sample_rate": 0.0}}, "head.sample_rate=0.0; allowed: above 0 to 1"),
-        ({"head": {"reduction": "sum"}}, "allowed: positive, sample"),
+        ({"head": {"reduction": "sum"}}, "allowed: null, positive, sample"),
+        ({"head": {"bias": 1.0, "loss": "mlcd"}}, "head.bias=1.0 does not enter head.loss=mlcd"),
+        ({"head": {"margin": 0.1}}, "head.margin=0.1 does not enter head.loss=logistic"),
+        (
+            {"head": {"reduction": "positive", "loss": "mlcd"}},
+            "allowed with head.loss=mlcd: sample",
+        ),
+        (
+            {"head": {"optimizer": "rowwise_adagrad", "moments": "bf16"}},
+            "head.moments has no effect",
+        ),
+        ({"head": {"optimizer": "sgd"}}, "allowed: adamw, rowwise_adamw, rowwise_adagrad"),
+        ({"heads": {"audio": {}}}, "heads.audio is no source; allowed: "),
+        ({"heads": {"video": {"rate": 0.2}}}, "unknown key 'rate'"),
+        ({"heads": {"video": {"sample_rate": 2.0}}}, "heads.video.sample_rate=2.0"),
+        (
+            {"head": {"init": "centroids"}, "data": {"sources": [SourceConfig("video", "v", "l")]}},
+            "head.init=centroids needs centroids",
+        ),
+        ({"optim": {"head_lr": 10.0}}, "must be below 1: a step would turn weights round"),
         ({"optim": {"lr": -1.0}}, "optim.lr=-1.0"),
         ({"optim": {"warmup": 1.5}}, "optim.warmup=1.5"),
         ({"run": {"samples": 5}}, "give exactly one"),
         ({"run": {"steps": 0}}, "give exactly one"),
         ({"run": {"precision": "fp16"}}, "allowed: fp32, bf16"),
-        ({"run": {"zero_stage": 0}}, "run.zero_stage=0; allowed: 1, 2"),
+        ({"run": {"zero_stage": 0}}, "run.zero_stage=0; allowed: 1, 2, 3"),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"data": {"sources": [SOURCES[0]] * 2}}, "each needs a name of its own"),
         ({"data": {"views": ViewShares(0.5, 0.5, 0.1)}}, "multiples of 1/16 that sum to 1"),

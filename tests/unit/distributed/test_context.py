@@ -46,7 +46,8 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
 
 def test_collectives_of_one_process_are_the_identity():
     x = torch.arange(3.0, requires_grad=True)
-    assert collectives.all_gather_sum(x, 3, None) is x
+    assert collectives.all_gather_slots(x, 3, None) is x
+    assert collectives.reduce_scatter_slots(x, 3, None) is x
     assert collectives.all_gather_padded(x, 3, None, fill=-1) is x
     reduced = collectives.all_reduce(x, None)
     assert torch.equal(reduced, x)
@@ -58,10 +59,10 @@ def test_collectives_of_one_process_are_the_identity():
 def test_the_joint_norm_is_that_of_the_concatenated_gradients():
     generator = torch.Generator().manual_seed(0)
     encoder, head = (torch.randn(n, generator=generator) for n in (100, 37))
-    squares = sharded_square_sum([head[:20], head[20:]], None)
+    squares = sharded_square_sum([part.square().sum() for part in (head[:20], head[20:])], world())
     found = joint_norm(encoder.norm(), squares)
     assert found.item() == pytest.approx(torch.cat([encoder, head]).norm().item(), rel=1e-6)
-    assert sharded_square_sum([], None).item() == 0
+    assert sharded_square_sum([], world()).item() == 0
 
 
 def test_clipping_brings_the_norm_to_the_limit_and_never_enlarges():

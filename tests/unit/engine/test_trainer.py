@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,11 +16,11 @@ from ovtrain.engine.backend import PlainBackend
 from ovtrain.engine.build import build
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
-from ovtrain.engine.trainer import NonFiniteLoss, Trainer
+from ovtrain.engine.trainer import NonFiniteEmbedding, NonFiniteLoss, Trainer
 from ovtrain.models.encoder import build_encoder
-from ovtrain.schema.errors import CheckpointError, ConfigError
+from ovtrain.schema.errors import CheckpointError, ConfigError, LabelError
 from tests.helpers.shards import write_shards
-from tests.helpers.training import computed, fit, typed_config, world
+from tests.helpers.training import computed, fit, metrics, typed_config, world
 
 
 @pytest.fixture(autouse=True)
@@ -82,13 +83,72 @@ def test_a_loss_that_was_not_finite_between_log_lines_is_never_saved(setup_folde
     trainer, run = Trainer(config, parts, world()), parts.step.run
 
     def broken_third(batch, step):
-        metrics = run(batch, step)
-        return metrics | {"grad_norm": torch.tensor(float("nan"))} if step == 2 else metrics
+        result = run(batch, step)
+        broken = result.metrics | {"grad_norm": torch.tensor(float("nan"))}
+        return replace(result, metrics=broken) if step == 2 else result
 
     parts.step.run = broken_third  # type: ignore[method-assign]
     with pytest.raises(NonFiniteLoss, match=r"step 3: loss \d.*grad_norm nan"):
         trainer.fit()
     assert checkpoint_folder(tmp_path).name == "step-00000002"
+
+
+def test_an_embedding_that_is_not_finite_names_its_sample(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path, log_every=2)
+    parts = build(config, world())
+    trainer, forward = Trainer(config, parts, world()), parts.step.backend.forward
+    seen = []
+
+    def poisoned(batch):
+        tokens, pooled = forward(batch)
+        if len(seen) == 1:
+            pooled = pooled.clone()
+            pooled[2] = float("nan")
+        seen.append((int(batch.source[2]), int(batch.key[2])))
+        return tokens, pooled
+
+    parts.step.backend.forward = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteEmbedding) as caught:
+        trainer.fit()
+    number, key = seen[1]
+    source = parts.loader.sources[number]
+    name = source.reader.keys[source.hashes.view(np.int64).tolist().index(key)]
+    assert "step 2: 1 embeddings that are not finite" in str(caught.value)
+    assert f"{source.config.name}: " in str(caught.value)
+    assert f"/{name}" in str(caught.value)
+    for head in parts.heads:  # the sample took no part: the class rows are sound
+        assert head.head.rows.isfinite().all()
+
+
+def test_a_label_that_is_no_class_names_source_and_sample(setup_folder, tmp_path):
+    parts = build(small(setup_folder, tmp_path), world())
+    batch = next(parts.loader)
+    (micro,) = batch.micro
+    micro.labels[0] = 40
+    with pytest.raises(LabelError) as caught:
+        parts.step.run(batch, 0)
+    text = str(caught.value)
+    assert parts.loader.name_of(int(micro.source[0]), int(micro.key[0])) in text
+    assert "source video" in text
+    assert "label 40" in text
+    assert "0 to 39" in text
+    parts.loader.close()
+
+
+def test_samples_without_labels_are_named_and_counted(setup_folder, tmp_path, caplog):
+    config = small(setup_folder, tmp_path, steps=2)
+    parts = build(config, world())
+    source = parts.loader.sources[0]
+    assert source.labels is not None
+    source.labels = replace(source.labels, offsets=np.zeros_like(source.labels.offsets))
+    with caplog.at_level("WARNING"):
+        Trainer(config, parts, world()).fit()
+    counted = metrics(tmp_path)[-1]["unlabelled_samples"]
+    assert counted == 2 * parts.loader.plan.counts[0]
+    named = [r.getMessage() for r in caplog.records if "has no labels" in r.getMessage()]
+    assert len(named) == min(counted, 10)
+    assert all(text.startswith("source video: sample video-0") for text in named), named
+    assert metrics(tmp_path)[-1]["loss/video"] == 0
 
 
 def test_a_finished_run_started_again_does_nothing(setup_folder, tmp_path):

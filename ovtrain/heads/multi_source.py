@@ -1,0 +1,120 @@
+"""One head per source on one batch: what ranks exchange, and when.
+
+A micro-step costs one all-gather of unit embeddings and one reduce-scatter of their gradients, for
+all heads together; where a head has an exponential loss, two small all-reduces more (maxima with
+the positives' cosines, then sums), also for all such heads together. A source that a micro-step
+holds no sample of costs nothing.
+
+B samples of this rank, D width, H heads, W ranks; ``slots``: most samples that a rank holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ovtrain.distributed.collectives import all_gather_slots, all_reduce, reduce_scatter_slots
+from ovtrain.distributed.context import World, split
+from ovtrain.heads.class_sharded import ClassShardedHead, Plan
+from ovtrain.heads.streaming import DrawnRows, Statistics, Stream
+
+
+@dataclass(frozen=True)
+class HeadStep:
+    """One head in one step, with the ``weight`` of its source."""
+
+    head: ClassShardedHead
+    weight: float
+    plan: Plan
+    rows: DrawnRows
+
+
+@dataclass(frozen=True)
+class MicroResult:
+    """losses (H,): this rank's terms of each source's loss, unweighted; gradient (B, D): of the
+    weighted sum of all ranks' terms, complete for my samples; finite (B,) bool: samples whose
+    embedding is, the others took no part."""
+
+    losses: Tensor
+    gradient: Tensor
+    finite: Tensor
+
+
+def micro_step(
+    pooled: Tensor,
+    steps: Sequence[HeadStep | None],
+    k: int,
+    places: Sequence[Tensor],
+    slots: int,
+    world: World,
+) -> MicroResult:
+    """Losses and gradients of micro-step ``k``; adds to the gradients of each head's rows.
+
+    pooled (B, D) float32 embeddings, cut from the graph; steps: None for a source without a
+    labelled sample in this step; places[h] (B_h,): where head h's samples are in what is gathered.
+    """
+    finite = pooled.isfinite().all(1)
+    inverse = pooled.square().sum(1).clamp(min=1e-24).rsqrt()
+    unit = torch.where(finite[:, None], pooled * inverse[:, None], 0.0)
+    dtypes = {step.head.dtype for step in steps if step is not None}
+    wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    gathered = all_gather_slots(unit.to(wire), slots, world.group)
+    streams = [
+        None if step is None or not len(where) else _stream(step, k, gathered[where])
+        for step, where in zip(steps, places, strict=True)
+    ]
+    sums = _global_statistics([s for s in streams if s is not None], world)
+    gradient = torch.zeros(gathered.shape, device=pooled.device)
+    losses = torch.zeros(len(steps), device=pooled.device)
+    for h, (step, stream) in enumerate(zip(steps, streams, strict=True)):
+        if step is None or stream is None:
+            continue
+        statistics = sums.pop(0) if stream.exponential else None
+        loss, towards = _finish(stream, statistics, world)
+        losses[h] = loss
+        gradient[places[h]] = towards * step.weight
+    mine = reduce_scatter_slots(gradient, slots, world.group)[: len(pooled)]
+    mine = (mine - (mine * unit).sum(1, keepdim=True) * unit) * inverse[:, None]
+    return MicroResult(losses, torch.where(finite[:, None], mine, 0.0), finite)
+
+
+def _stream(step: HeadStep, k: int, embeddings: Tensor) -> Stream:
+    return step.head.stream(embeddings, step.plan, k, step.rows)
+
+
+def _global_statistics(streams: Sequence[Stream], world: World) -> list[Statistics]:
+    """Of the exponential losses' streams, in order, over the rows of all ranks."""
+    found = [stream.statistics() for stream in streams if stream.exponential]
+    if world.group is None or not found:
+        return [_finite_peak(each) for each in found]
+    maxima = [x for each in found for x in (each.peak, each.positives.flatten())]
+    most = torch.split(all_reduce(torch.cat(maxima), world.group, "max"), [len(x) for x in maxima])
+    for each, peak, positives in zip(found, most[::2], most[1::2], strict=True):
+        each.total *= torch.exp(each.peak - peak.clamp(min=-1e30))
+        each.peak, each.positives = peak, positives.view_as(each.positives)
+    totals = all_reduce(torch.cat([each.total for each in found]), world.group)
+    parts = torch.split(totals, [len(each.total) for each in found])
+    for each, total in zip(found, parts, strict=True):
+        each.total = total
+    return [_finite_peak(each) for each in found]
+
+
+def _finite_peak(found: Statistics) -> Statistics:
+    """A sample without any negative has a peak of -inf, with a sum of 0: any peak will do."""
+    found.peak = found.peak.clamp(min=-1e30)
+    return found
+
+
+def _finish(stream: Stream, statistics: Statistics | None, world: World) -> tuple[Tensor, Tensor]:
+    """() this rank's terms, (B_h, D) its share of the gradient of the embeddings."""
+    if statistics is None:
+        loss, gradient = stream.logistic()
+        return loss.sum(), gradient
+    loss, push, pull = stream.terms(statistics)
+    # Every rank knows every sample's loss: each reports a part of them.
+    mine = split(len(loss), world.rank, world.size)
+    part = loss[mine.start : mine.stop].sum()
+    return part, stream.exponential_gradients(statistics, push, pull)
