@@ -20,6 +20,7 @@ from ovtrain.distributed.collectives import all_gather_slots, all_reduce, reduce
 from ovtrain.distributed.context import World, split
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.streaming import DrawnRows, Statistics, Stream
+from ovtrain.ops.class_kernels import kernels_for
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ def micro_step(
     pooled (B, D) float32 embeddings, cut from the graph; steps: None for a source without a
     labelled sample in this step; places[h] (B_h,): where head h's samples are in what is gathered.
     """
-    finite = pooled.isfinite().all(1)
-    inverse = pooled.square().sum(1).clamp(min=1e-24).rsqrt()
-    unit = torch.where(finite[:, None], pooled * inverse[:, None], 0.0)
+    kernels = kernels_for(pooled.device.type)
+    unit, inverse = torch.empty_like(pooled), pooled.new_empty(len(pooled))
+    everyone = torch.arange(len(pooled), device=pooled.device)
+    kernels.unit_rows(pooled, everyone, unit, inverse)
+    finite = inverse.isfinite()
     dtypes = {step.head.dtype for step in steps if step is not None}
     wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
     gathered = all_gather_slots(unit.to(wire), slots, world.group)
@@ -75,10 +78,10 @@ def micro_step(
         statistics = sums.pop(0) if stream.exponential else None
         loss, towards = _finish(stream, statistics, world)
         losses[h] = loss
-        gradient[places[h]] = towards * step.weight
+        gradient.index_copy_(0, places[h], towards.mul_(step.weight))
     mine = reduce_scatter_slots(gradient, slots, world.group)[: len(pooled)]
-    mine = (mine - (mine * unit).sum(1, keepdim=True) * unit) * inverse[:, None]
-    return MicroResult(losses, torch.where(finite[:, None], mine, 0.0), finite)
+    kernels.tangent(mine, unit, inverse.masked_fill(~finite, 0.0), torch.empty_like(inverse))
+    return MicroResult(losses, mine, finite)
 
 
 def _stream(step: HeadStep, k: int, embeddings: Tensor) -> Stream:

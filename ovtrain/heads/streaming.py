@@ -30,7 +30,7 @@ from ovtrain.ops.matmul import mm_float32
 
 PAD = 256
 """Drawn rows are padded to a multiple: a product of a new shape costs more than the padding."""
-TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 """Logits of one tile: a few MiB that stay in a CPU's caches, and 128 MiB that fill a GPU."""
 NOTHING = float("-inf")
 

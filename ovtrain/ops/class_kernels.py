@@ -78,7 +78,7 @@ class RowStep:
 class Kernels(Protocol):
     def unit_rows(self, rows: Tensor, index: Tensor, out: Tensor, inverse: Tensor) -> None:
         """``out`` (>= S, D) <- rows[index] / |.|, 0 beyond S; ``inverse`` (S,) <- 1 / |.|. Norms
-        below 1e-12 count as that."""
+        below 1e-12 count as that; a row whose norm is no finite number gives zeros and NaN."""
         ...
 
     def pull(
@@ -120,8 +120,10 @@ class TorchKernels:
 
     def unit_rows(self, rows: Tensor, index: Tensor, out: Tensor, inverse: Tensor) -> None:
         taken = rows[index].float()
-        inverse.copy_(taken.norm(dim=1).clamp_(min=1e-12).reciprocal_())
-        out[: len(index)] = taken.mul_(inverse[:, None])
+        norm = taken.square().sum(1).sqrt()
+        finite = norm.isfinite()
+        inverse.copy_(norm.clamp(min=1e-12).reciprocal().masked_fill(~finite, torch.nan))
+        out[: len(index)] = torch.where(finite[:, None], taken * inverse[:, None], 0.0)
         out[len(index) :].zero_()
 
     def pull(

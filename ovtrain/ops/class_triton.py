@@ -127,9 +127,11 @@ def _unit_row(rows, index, out, inverse, width, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
     inside = column < width
     x = _load(rows + tl.load(index + own) * width + column, inside, 0.0)
-    scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 0)), 1e-12)
-    tl.store(out + own * width + column, x * scale, inside)
-    tl.store(inverse + own, scale)
+    squares = tl.sum(x * x, 0)
+    finite = squares < float("inf")  # neither that nor NaN
+    scale = 1.0 / tl.maximum(tl.sqrt(tl.where(finite, squares, 1.0)), 1e-12)
+    tl.store(out + own * width + column, tl.where(finite, x, 0.0) * scale, inside)
+    tl.store(inverse + own, tl.where(finite, scale, float("nan")))
 
 
 @triton.jit

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -93,9 +94,11 @@ void unit_rows(Array rows, Column<const int64_t> index, Array out, Column<float>
             if (i < count) {
                 load(from.row(index.data()[i]), from.columns, row.data());
                 const float squares = dot(row.data(), row.data(), from.columns);
+                const bool finite = std::isfinite(squares);
                 const float scale = 1.0f / std::max(std::sqrt(squares), 1e-12f);
-                inverse.data()[i] = scale;
-                multiply(row.data(), scale, from.columns);
+                inverse.data()[i] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
+                if (finite) multiply(row.data(), scale, from.columns);
+                else std::fill(row.begin(), row.end(), 0.0f);
             } else {
                 std::fill(row.begin(), row.end(), 0.0f);
             }

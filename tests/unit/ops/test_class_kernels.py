@@ -176,7 +176,7 @@ def test_unit_rows(kernels: Kernels, dtype, out_dtype, width: int):
     normal = random(width)
     rows = normal(C, width).to(dtype)
     index = torch.tensor([19, 0, 3, 7, 4, 11, 2], device=DEVICE)
-    rows[3] = 0
+    rows[3], rows[7, 5], rows[4, 5] = 0, float("nan"), float("inf")
     found, wanted = (
         (torch.full((S + 4, width), 7.0, dtype=out_dtype, device=DEVICE), normal(S))
         for _ in range(2)
@@ -184,8 +184,9 @@ def test_unit_rows(kernels: Kernels, dtype, out_dtype, width: int):
     kernels.unit_rows(rows, index, *found)
     REFERENCE.unit_rows(rows, index, *wanted)
     assert not found[0][S:].any()
+    assert found[1].isnan().tolist() == [False, False, False, True, True, False, False]
     for a, b in zip(found, wanted, strict=True):
-        assert_near(a, b)
+        assert_near(a.nan_to_num(3.0), b.nan_to_num(3.0))
 
 
 @pytest.mark.parametrize("dtype", BOTH)
