@@ -39,7 +39,7 @@ from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead
-from ovtrain.heads.multi_source import HeadStep, micro_step
+from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.optim.sparse_rows import SparseRows
 
 CLASSES, WIDTH, POSITIVES = 2_000_000, 1024, 10
@@ -77,6 +77,8 @@ class OurHead:
         self.optimizer = SparseRows(
             self.head.rows, self.head.config, OptimConfig(), first_row=0, seed=0
         )
+        # The world says which rows are here; this process stands for the gathered batch.
+        self.sources = MultiSource(World(0, 0, 1, device, None))
         self.number = 0
         self.one = torch.ones((), device=device)
 
@@ -85,9 +87,7 @@ class OurHead:
         rows = self.head.take(plan, self.optimizer.pending)
         everyone = torch.arange(len(embeddings), device=embeddings.device)
         step = HeadStep(self.head, 1.0, plan, rows)
-        # The world says which rows are here; this process stands for the gathered batch.
-        alone = World(0, 0, 1, self.world.device, None)
-        result = micro_step(embeddings, [step], 0, [everyone], len(embeddings), alone)
+        result = self.sources.micro_step(embeddings, [step], 0, [everyone], len(embeddings))
         self.head.gradient_squares(rows)
         self.optimizer.step(rows.index, rows.gradient, 1e-3, self.number, self.one)
         self.number += 1

@@ -29,7 +29,7 @@ from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import clip_factor, sharded_square_sum
 from ovtrain.engine.backend import Backend
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
-from ovtrain.heads.multi_source import HeadStep, micro_step
+from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.optim.schedule import learning_rate
 from ovtrain.optim.sparse_rows import SparseRows
 from ovtrain.schema.errors import LabelError
@@ -75,6 +75,7 @@ class TrainStep:
         self.name_of = name_of
         self.max_labels = max((h.max_labels for h in heads), default=1)
         self._named = [0] * len(heads)
+        self.sources = MultiSource(world)
 
     def run(self, batch: StepBatch, step: int) -> StepResult:
         """Do update ``step`` (0-based). Metrics: loss, loss/<source>, grad_norm, and nonfinite, the
@@ -91,7 +92,7 @@ class TrainStep:
             embeddings = pooled.float()
             places = [_send(batch.rows[k][h.number], device) for h in self.heads]
             cut = embeddings.detach()  # the boundary between the two planes
-            result = micro_step(cut, steps, k, places, batch.slots[k], self.world)
+            result = self.sources.micro_step(cut, steps, k, places, batch.slots[k])
             last = k == len(batch.micro) - 1
             self.backend.backward((embeddings * result.gradient).sum(), last=last)
             sums[:-1] += result.losses

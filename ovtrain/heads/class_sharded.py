@@ -31,6 +31,7 @@ from ovtrain.distributed.context import World, seed_for
 from ovtrain.heads.draw import Ids, distinct, draw_rows, drawn_positives
 from ovtrain.heads.initial import initial_rows
 from ovtrain.heads.streaming import PAD, DrawnRows, Stream, Targets, tile_rows
+from ovtrain.ops.buffers import Buffers
 from ovtrain.ops.class_kernels import kernels_for
 
 Labels = npt.NDArray[np.int32]
@@ -78,6 +79,7 @@ class ClassShardedHead:
         self.rows = rows.to(world.device)
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.kernels = kernels_for(world.device.type)
+        self.buffers = Buffers(world.device)
 
     def plan(self, step: int, labels: Sequence[Labels]) -> Plan:
         """Decide a step from the labels (B, l), -1 pads, of each micro-step's global batch."""
@@ -95,8 +97,8 @@ class ClassShardedHead:
         return Plan(step, ids, always, labels, active, labelled)
 
     def take(self, plan: Plan, pending: Callable[[Tensor], Tensor] | None = None) -> DrawnRows:
-        """Copy the rows of a step out. pending: local rows (S,) -> the factors (S,) of weight decay
-        that they still owe."""
+        """Copy the rows of a step out; the last step's are gone then. pending: local rows (S,) ->
+        the factors (S,) of weight decay that they still owe."""
         index = self._send(plan.ids - self.lo)
         padded = max(-(-len(index) // PAD), 1) * PAD
         worth = 1.0
@@ -104,12 +106,12 @@ class ClassShardedHead:
             worth = 1 / self.config.sample_rate
         weight = np.zeros(padded, np.float32)
         weight[: len(plan.ids)] = np.where(plan.always, 1.0, worth)
-        unit = torch.empty(padded, self.width, dtype=self.dtype, device=self.rows.device)
+        unit = self.buffers.empty("unit", (padded, self.width), self.dtype)
         inverse = torch.empty(len(index), device=unit.device)
         owed = torch.ones_like(inverse) if pending is None else pending(index)
         self.kernels.unit_rows(self.rows, index, unit, inverse)
         wide = torch.float32 if len(plan.labels) > 1 else self.dtype  # sums of micro-steps
-        gradient = torch.empty(padded, self.width, dtype=wide, device=unit.device)
+        gradient = self.buffers.empty("gradient", (padded, self.width), wide)
         return DrawnRows(self.rows, index, unit, inverse, owed, self._send(weight), gradient)
 
     def stream(self, embeddings: Tensor, plan: Plan, k: int, rows: DrawnRows) -> Stream:
@@ -118,7 +120,8 @@ class ClassShardedHead:
         present = torch.linalg.vector_norm(embeddings, dim=1) > 0
         targets = self._targets(plan, k, len(rows.weight))
         targets = replace(targets, coefficient=targets.coefficient * present)
-        return Stream(self.config, self.kernels, rows, targets, embeddings.to(self.dtype))
+        e = embeddings.to(self.dtype)
+        return Stream(self.config, self.kernels, self.buffers, rows, targets, e)
 
     def gradient_squares(self, rows: DrawnRows) -> Tensor:
         """() squared norm of the gradient of the rows of a step, which is made of that of the unit

@@ -20,6 +20,7 @@ from ovtrain.distributed.collectives import all_gather_slots, all_reduce, reduce
 from ovtrain.distributed.context import World, split
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.streaming import DrawnRows, Statistics, Stream
+from ovtrain.ops.buffers import Buffers
 from ovtrain.ops.class_kernels import kernels_for
 
 
@@ -44,47 +45,60 @@ class MicroResult:
     finite: Tensor
 
 
-def micro_step(
-    pooled: Tensor,
-    steps: Sequence[HeadStep | None],
-    k: int,
-    places: Sequence[Tensor],
-    slots: int,
-    world: World,
-) -> MicroResult:
-    """Losses and gradients of micro-step ``k``; adds to the gradients of each head's rows.
+class MultiSource:
+    """The heads of all sources on this rank of ``world``."""
 
-    pooled (B, D) float32 embeddings, cut from the graph; steps: None for a source without a
-    labelled sample in this step; places[h] (B_h,): where head h's samples are in what is gathered.
-    """
-    kernels = kernels_for(pooled.device.type)
-    unit, inverse = torch.empty_like(pooled), pooled.new_empty(len(pooled))
-    everyone = torch.arange(len(pooled), device=pooled.device)
-    kernels.unit_rows(pooled, everyone, unit, inverse)
-    finite = inverse.isfinite()
-    dtypes = {step.head.dtype for step in steps if step is not None}
-    wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    gathered = all_gather_slots(unit.to(wire), slots, world.group)
-    streams = [
-        None if step is None or not len(where) else _stream(step, k, gathered[where])
-        for step, where in zip(steps, places, strict=True)
-    ]
-    sums = _global_statistics([s for s in streams if s is not None], world)
-    gradient = torch.zeros(gathered.shape, device=pooled.device)
-    losses = torch.zeros(len(steps), device=pooled.device)
-    for h, (step, stream) in enumerate(zip(steps, streams, strict=True)):
-        if step is None or stream is None:
-            continue
-        statistics = sums.pop(0) if stream.exponential else None
-        loss, towards = _finish(stream, statistics, world)
-        losses[h] = loss
-        gradient.index_copy_(0, places[h], towards.mul_(step.weight))
-    mine = reduce_scatter_slots(gradient, slots, world.group)[: len(pooled)]
-    kernels.tangent(mine, unit, inverse.masked_fill(~finite, 0.0), torch.empty_like(inverse))
-    return MicroResult(losses, mine, finite)
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.kernels = kernels_for(world.device.type)
+        self.buffers = Buffers(world.device)
+
+    def micro_step(
+        self,
+        pooled: Tensor,
+        steps: Sequence[HeadStep | None],
+        k: int,
+        places: Sequence[Tensor],
+        slots: int,
+    ) -> MicroResult:
+        """Losses and gradients of micro-step ``k``; adds to the gradients of each head's rows.
+
+        pooled (B, D) float32 embeddings, cut from the graph; steps: None for a source without a
+        labelled sample in this step; places[h] (B_h,): where head h's samples are in what is
+        gathered. The result's gradient is overwritten by the next micro-step.
+        """
+        unit = self.buffers.empty("unit", tuple(pooled.shape), torch.float32)
+        inverse = pooled.new_empty(len(pooled))
+        everyone = torch.arange(len(pooled), device=pooled.device)
+        self.kernels.unit_rows(pooled, everyone, unit, inverse)
+        finite = inverse.isfinite()
+        dtypes = {step.head.dtype for step in steps if step is not None}
+        wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        sent = self.buffers.empty("sent", tuple(unit.shape), wire).copy_(unit)
+        gathered = all_gather_slots(sent, slots, self.world.group)
+        streams = [
+            None if step is None or not len(where) else _stream(step, k, gathered, where)
+            for step, where in zip(steps, places, strict=True)
+        ]
+        sums = _global_statistics([s for s in streams if s is not None], self.world)
+        gradient = self.buffers.empty("gradient", tuple(gathered.shape), torch.float32).zero_()
+        losses = torch.zeros(len(steps), device=pooled.device)
+        for h, (step, stream) in enumerate(zip(steps, streams, strict=True)):
+            if step is None or stream is None:
+                continue
+            statistics = sums.pop(0) if stream.exponential else None
+            losses[h], towards = _finish(stream, statistics, self.world)
+            gradient.index_copy_(0, places[h], towards.mul_(step.weight))
+        mine = reduce_scatter_slots(gradient, slots, self.world.group)[: len(pooled)]
+        inverse = inverse.masked_fill(~finite, 0.0)
+        self.kernels.tangent(mine, unit, inverse, torch.empty_like(inverse))
+        return MicroResult(losses, mine, finite)
 
 
-def _stream(step: HeadStep, k: int, embeddings: Tensor) -> Stream:
+def _stream(step: HeadStep, k: int, gathered: Tensor, where: Tensor) -> Stream:
+    shape = (len(where), gathered.shape[1])
+    embeddings = step.head.buffers.empty("embeddings", shape, gathered.dtype)
+    torch.index_select(gathered, 0, where, out=embeddings)
     return step.head.stream(embeddings, step.plan, k, step.rows)
 
 

@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 
 from ovtrain.config.head import HeadConfig
 from ovtrain.heads.losses import margin_terms, mlcd_terms
+from ovtrain.ops.buffers import Buffers
 from ovtrain.ops.class_kernels import Kernels, Tile
 from ovtrain.ops.matmul import mm_float32
 
@@ -96,6 +97,7 @@ class Stream:
 
     config: HeadConfig
     kernels: Kernels
+    buffers: Buffers
     rows: DrawnRows
     targets: Targets
     e: Tensor
@@ -115,10 +117,11 @@ class Stream:
         assert self.config.bias is not None
         coefficient, bias = self.targets.coefficient, self.config.bias
         loss = torch.zeros_like(coefficient)
-        gradient = torch.zeros(self.e.shape, device=self.e.device)
+        gradient = self._gradient()
         pulls = torch.zeros_like(self.targets.active)
         for first, last, sample, column, slots in self._tiles():
-            cosines = self.e @ self.rows.unit[first:last].T
+            cosines = self._tile(last - first, self.e.dtype)
+            torch.mm(self.e, self.rows.unit[first:last].T, out=cosines)
             z = cosines[sample, column].float() * self.scale + bias
             cosines[sample, column] = NOTHING
             tile = Tile(cosines, coefficient, self.rows.weight[first:last], self.scale)
@@ -137,7 +140,7 @@ class Stream:
         found = Statistics(new((samples,), NOTHING), new((samples,), 0.0), new((0,), 0.0))
         found.positives = new((samples, labels), NOTHING)
         for first, last, sample, column, slots in self._tiles():
-            cosines = mm_float32(self.e, self.rows.unit[first:last].T)
+            cosines = mm_float32(self.e, self.rows.unit[first:last], self.buffers)
             there = self.targets.active[slots] > 0
             values = cosines[sample, column].masked_fill(~there, NOTHING)
             found.positives[sample, self.targets.slot[slots]] = values
@@ -161,20 +164,29 @@ class Stream:
 
     def exponential_gradients(self, found: Statistics, push: Tensor, pull: Tensor) -> Tensor:
         """The gradient of the embeddings (B, D)."""
-        gradient = torch.zeros(self.e.shape, device=self.e.device)
+        gradient = self._gradient()
         pulls = -self.scale * self.targets.active * pull[self.targets.sample, self.targets.slot]
         for first, last, sample, column, slots in self._tiles(backwards=True):
             if found.last:
                 cosines = found.last.pop()
             else:
-                cosines = mm_float32(self.e, self.rows.unit[first:last].T)
+                cosines = mm_float32(self.e, self.rows.unit[first:last], self.buffers)
                 cosines[sample, column] = NOTHING
-            out = cosines if self.e.dtype == cosines.dtype else cosines.to(self.e.dtype)
+            out = cosines
+            if self.e.dtype != cosines.dtype:
+                out = self._tile(last - first, self.e.dtype)
             tile = self._exponential_tile(cosines, push, first, last)
             self.kernels.exponential(tile, self._ceiling, found.peak, out)
             self._spend(out, (first, last), (sample, column), pulls[slots], gradient)
         self._pull(pulls, gradient)
         return gradient
+
+    def _gradient(self) -> Tensor:
+        """(B, D) float32 zeros."""
+        return self.buffers.empty("towards", tuple(self.e.shape), torch.float32).zero_()
+
+    def _tile(self, columns: int, dtype: torch.dtype) -> Tensor:
+        return self.buffers.empty("tile", (len(self.e), columns), dtype)
 
     @property
     def _ceiling(self) -> float:
@@ -208,15 +220,22 @@ class Stream:
         """Add what the tile's gradient (B, T) gives: to the embeddings' and, with the positives'
         ``pulls`` put in, to the rows'."""
         first, last = span
-        gradient += tile @ self.rows.unit[first:last]
+        self._add(gradient, tile, self.rows.unit[first:last])
         tile[pairs] = pulls.to(tile.dtype)
         to = self.rows.gradient[first:last]
-        if self.rows.started:
-            to += tile.T @ self.e
-        elif to.dtype == tile.dtype:
-            torch.mm(tile.T, self.e, out=to)
+        if self.rows.started or to.dtype != tile.dtype:
+            self._add(to if self.rows.started else to.zero_(), tile.T, self.e)
         else:
-            to.copy_(tile.T @ self.e)
+            torch.mm(tile.T, self.e, out=to)
+
+    def _add(self, to: Tensor, a: Tensor, b: Tensor) -> None:
+        """to += a @ b, ``to`` in float32 or in the products' dtype."""
+        if to.dtype == a.dtype:
+            to.addmm_(a, b)
+        else:
+            product = self.buffers.empty("product", tuple(to.shape), a.dtype)
+            wide = self.buffers.empty("wide product", tuple(to.shape), to.dtype)
+            to += wide.copy_(torch.mm(a, b, out=product))
 
     def _pull(self, pulls: Tensor, gradient: Tensor) -> None:
         """Add the positives' part to the embeddings' gradient, in float32: it is large, lies mostly

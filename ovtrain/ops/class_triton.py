@@ -128,7 +128,7 @@ def _unit_row(rows, index, out, inverse, width, BLOCK: tl.constexpr):
     inside = column < width
     x = _load(rows + tl.load(index + own) * width + column, inside, 0.0)
     squares = tl.sum(x * x, 0)
-    finite = squares < float("inf")  # neither that nor NaN
+    finite = squares < float("inf")  # pyright: ignore[reportOperatorIssue]  # neither it nor NaN
     scale = 1.0 / tl.maximum(tl.sqrt(tl.where(finite, squares, 1.0)), 1e-12)
     tl.store(out + own * width + column, tl.where(finite, x, 0.0) * scale, inside)
     tl.store(inverse + own, tl.where(finite, scale, float("nan")))

@@ -11,15 +11,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ovtrain.ops.buffers import Buffers
 
-def mm_float32(a: Tensor, b: Tensor) -> Tensor:
-    """(n, k) @ (k, m) -> (n, m) float32, summed in float32; the inputs are float32 or bfloat16."""
-    if a.dtype == torch.float32:
-        return a @ b
+
+def mm_float32(a: Tensor, b: Tensor, buffers: Buffers) -> Tensor:
+    """(n, k) @ (m, k).T -> (n, m) float32, summed in float32; the inputs are float32 or bfloat16.
+    On a CPU the result is overwritten by the next call."""
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.mm(a, b.T, out_dtype=torch.float32)
+    out = buffers.empty("float32 product", (len(a), len(b)), torch.float32)
+    if a.dtype == torch.float32:
+        return torch.mm(a, b.T, out=out)
+    wide = [
+        buffers.empty(f"float32 {name}", tuple(x.shape), torch.float32).copy_(x)
+        for name, x in (("a", a), ("b", b))
+    ]
     with _bfloat16_products():  # the inputs are rounded already: nothing is lost
-        return a.float() @ b.float()
+        return torch.mm(wide[0], wide[1].T, out=out)
 
 
 @contextmanager

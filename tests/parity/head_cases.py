@@ -22,7 +22,7 @@ from ovtrain.distributed.collectives import all_reduce, gather_objects
 from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.losses import dense_loss
-from ovtrain.heads.multi_source import HeadStep, micro_step
+from ovtrain.heads.multi_source import HeadStep, MultiSource
 
 WIDTH, SEED, STEP = 32, 3, 5
 NAMES = ("video", "image", "few", "empty")
@@ -103,16 +103,16 @@ def sharded(case: Case, world: World) -> dict[str, Any]:
         plan = head.plan(STEP, dealt)
         take = HeadStep(head, WEIGHTS[s], plan, head.take(plan)) if plan.count else None
         steps.append(take)
-    losses = torch.zeros(len(heads))
+    losses, sources = torch.zeros(len(heads)), MultiSource(world)
     mine: list[tuple[int, int, Tensor]] = []
     for k in range(case.micro_steps):
         places = [list(deal.places(s, world.rank, k)) for s in range(len(heads))]
         pooled = torch.cat([x[p] for x, p in zip(z, places, strict=True)])
         rows = [torch.from_numpy(deal.gathered_rows(s, k)) for s in range(len(heads))]
-        result = micro_step(pooled, steps, k, rows, deal.slots(k), world)
+        result = sources.micro_step(pooled, steps, k, rows, deal.slots(k))
         losses += result.losses
         owners = [(s, place) for s, held in enumerate(places) for place in held]
-        mine += [(s, p, g) for (s, p), g in zip(owners, result.gradient, strict=True)]
+        mine += [(s, p, g) for (s, p), g in zip(owners, result.gradient.clone(), strict=True)]
     towards = [torch.zeros_like(x) for x in z]
     for s, place, gradient in (x for part in gather_objects(mine, world.group) for x in part):
         towards[s][place] = gradient

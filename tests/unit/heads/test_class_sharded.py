@@ -13,7 +13,7 @@ from ovtrain.heads import draw
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.draw import distinct, draw_rows, drawn_positives, hash_rows
 from ovtrain.heads.initial import initial_rows
-from ovtrain.heads.multi_source import HeadStep, micro_step
+from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.schema.errors import LabelError
 from ovtrain.schema.labels import CentroidStore
 from tests.helpers.training import world
@@ -148,7 +148,7 @@ def step_of(head: ClassShardedHead, labels: np.ndarray, pooled: torch.Tensor):
     plan = head.plan(0, [labels])
     step = HeadStep(head, 1.0, plan, head.take(plan))
     rows = [torch.arange(len(pooled))]
-    return step, micro_step(pooled, [step], 0, rows, len(pooled), world())
+    return step, MultiSource(world()).micro_step(pooled, [step], 0, rows, len(pooled))
 
 
 @pytest.mark.parametrize("loss", ["logistic", "margin_softmax", "mlcd"])
@@ -156,7 +156,7 @@ def test_an_embedding_that_is_not_finite_takes_no_part(loss: str):
     head = make(50, sample_rate=1.0, loss=loss)
     labels = np.array([[1, 2], [3, 4], [5, 6]], np.int32)
     pooled = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    sound, wanted = step_of(head, labels, pooled)
+    sound, wanted = step_of(make(50, sample_rate=1.0, loss=loss), labels, pooled)
     pooled[1, 3] = float("nan")
     step, found = step_of(head, labels, pooled)
     assert found.finite.tolist() == [True, False, True]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.heads.class_sharded import ClassShardedHead
-from ovtrain.heads.multi_source import HeadStep, micro_step
+from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.ops.class_kernels import TorchKernels
 from ovtrain.optim.sparse_rows import SparseRows
 from tests.helpers.training import world
@@ -27,7 +27,8 @@ def step_of(head: ClassShardedHead, pooled: Tensor, own: np.ndarray, step: int =
     """Loss, gradient of the embeddings, gradient of all rows, HeadStep."""
     plan = head.plan(step, [own])
     taken = HeadStep(head, 1.0, plan, head.take(plan))
-    result = micro_step(pooled, [taken], 0, [torch.arange(len(pooled))], len(pooled), world())
+    sources, everyone = MultiSource(world()), [torch.arange(len(pooled))]
+    result = sources.micro_step(pooled, [taken], 0, everyone, len(pooled))
     head.gradient_squares(taken.rows)
     rows = torch.zeros(head.rows.shape)
     rows[plan.ids] = taken.rows.gradient[: len(plan.ids)].float()

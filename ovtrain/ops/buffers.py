@@ -1,0 +1,29 @@
+"""Memory that steps use again.
+
+On a CPU fresh memory costs more than the arithmetic on it: allocators give large blocks back, and
+each page of the next one is a fault. On a GPU torch keeps them itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Buffers:
+    """Uninitialised tensors by name. A name's memory is used again by its next ``empty``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        count, key = math.prod(shape), (name, dtype)
+        held = self._held.get(key)
+        if held is None or len(held) < count:
+            held = self._held[key] = torch.empty(count, dtype=dtype)
+        return held[:count].view(shape)
