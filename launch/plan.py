@@ -122,11 +122,11 @@ def _source_line(config: TrainConfig, plan: Plan, source: SourcePlan) -> str:
     )
     if source.classes is None:
         return text + ", head unknown until its labels exist"
+    own = config.head_of(source.name)
     rows = head.rows_per_rank(source.classes, plan.nproc)
-    size = head.weight_bytes(source.classes, plan.width, plan.nproc) + head.optimizer_bytes(
-        source.classes, plan.width, plan.nproc
-    )
+    size = head.weight_bytes(own, source.classes, plan.width, plan.nproc)
+    size += head.optimizer_bytes(own, source.classes, plan.width, plan.nproc)
     return text + (
         f", head {source.classes:,} classes, {rows:,} rows ({size / 2**30:.3f} GiB) per rank, "
-        f"{round(config.head.sample_rate * source.classes):,} sampled per step"
+        f"{round(own.sample_rate * source.classes):,} sampled per step"
     )
