@@ -39,7 +39,9 @@ def write_setup(folder: Path, samples: int = 24) -> None:
         write_labels(folder / f"{kind}-labels", manifest, keys, classes)
 
 
-def base_config(folder: Path, recompute: int = 0, **run: Any) -> dict[str, Any]:
+def base_config(
+    folder: Path, recompute: int = 0, heads: dict[str, Any] | None = None, **run: Any
+) -> dict[str, Any]:
     return {
         "model": {"preset": "nano", "recompute": recompute},
         "data": {
@@ -59,6 +61,7 @@ def base_config(folder: Path, recompute: int = 0, **run: Any) -> dict[str, Any]:
             "augment": {"gain": 0.2, "shift": 2, "token_keep": 0.75},
         },
         "head": {"sample_rate": 0.3},
+        "heads": heads or {},
         "optim": {"lr": 1e-3, "clip": 0.5},
         "run": {
             "steps": 20,
@@ -73,8 +76,8 @@ def base_config(folder: Path, recompute: int = 0, **run: Any) -> dict[str, Any]:
 
 
 def write_config(folder: Path, name: str, **run: Any) -> str:
-    """Path of a YAML whose run section has ``run`` on top (its model section ``recompute``), its
-    output in ``folder/name``."""
+    """Path of a YAML whose run section has ``run`` on top (and ``recompute`` and ``heads``
+    where they belong), its output in ``folder/name``."""
     path = folder / f"{name}.yaml"
     settings = {"out": str(folder / name)} | run
     path.write_text(OmegaConf.to_yaml(base_config(folder, **settings)))

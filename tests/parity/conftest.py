@@ -17,6 +17,15 @@ from tests.helpers.world import succeed, torchrun
 UNEVEN: dict[str, Any] = {"global_batch": 7, "steps": 20, "checkpoint_every": 100}
 """Seven samples of two sources on two ranks: no two ranks or micro-steps hold equally many."""
 
+OTHER_LOSSES: dict[str, Any] = {
+    "heads": {
+        "video": {"loss": "margin_softmax", "scale": 8.0},
+        "image": {"loss": "mlcd", "scale": 8.0, "sample_rate": 0.5},
+    },
+    "steps": 8,
+}
+"""Both need sums over all ranks' rows before their gradients."""
+
 ONE_PROCESS = {
     "deepspeed-1": {"checkpoint_every": 9},
     "deepspeed-1-accumulated": {"micro_batch": 3},
@@ -27,9 +36,12 @@ TWO_PROCESSES = {
     "deepspeed-2": {"checkpoint_every": 3},
     "deepspeed-2-accumulated": {"micro_batch": 2},
     "zero2-2-accumulated": {"zero_stage": 2, "micro_batch": 2},
+    "losses-zero1-2-accumulated": {**OTHER_LOSSES, "micro_batch": 2},
+    "losses-zero2-2": {**OTHER_LOSSES, "zero_stage": 2},
     # Last: DeepSpeed's stage 3 puts its own torch.nn.functional.linear into the process for good.
     "zero3-2": {"zero_stage": 3, "checkpoint_every": 9},
     "zero3-2-accumulated": {"zero_stage": 3, "micro_batch": 2, "recompute": 1},
+    "losses-zero3-2": {**OTHER_LOSSES, "zero_stage": 3},
 }
 CONTINUED = {
     "zero3-after-one-process": ("deepspeed-1", {"zero_stage": 3}),
@@ -66,7 +78,8 @@ def _launch(folder: Path, processes: int, runs: list[str]) -> dict[str, Any]:
 def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(setup_folder, folder, dirs_exist_ok=True)
-    for name, run in {"plain": {}, "plain-accumulated": {"micro_batch": 3}}.items():
+    plain = {"plain": {}, "plain-accumulated": {"micro_batch": 3}, "losses-plain": OTHER_LOSSES}
+    for name, run in plain.items():
         settings = UNEVEN | {"backend": "ddp", "out": str(folder / name)} | run
         fit(typed_config(folder, **settings))
     _launch(folder, 1, [_run(folder, name, run) for name, run in ONE_PROCESS.items()])

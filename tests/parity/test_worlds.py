@@ -12,7 +12,12 @@ from tests.helpers.training import metrics
 from tests.parity.conftest import ONE_PROCESS, TWO_PROCESSES, Runs
 
 RELATIVE = 1e-5
-OTHERS = ["plain-accumulated", *ONE_PROCESS, *TWO_PROCESSES]
+OTHERS = [
+    name
+    for name in ("plain-accumulated", *ONE_PROCESS, *TWO_PROCESSES)
+    if not name.startswith("losses")
+]
+LOSSES = [name for name in TWO_PROCESSES if name.startswith("losses")]
 COLUMNS = ("loss", "loss/video", "loss/image", "grad_norm")
 
 
@@ -20,6 +25,15 @@ COLUMNS = ("loss", "loss/video", "loss/image", "grad_norm")
 def test_twenty_steps_equal_the_plain_single_process(runs: Runs, name: str):
     reference, found = metrics(runs.out("plain")), metrics(runs.out(name))
     assert [row["step"] for row in found] == list(range(1, 21))
+    for expected, row in zip(reference, found, strict=True):
+        for column in COLUMNS:
+            assert row[column] == pytest.approx(expected[column], rel=RELATIVE), row["step"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_exponential_losses_equal_the_plain_single_process(runs: Runs, name: str):
+    reference, found = metrics(runs.out("losses-plain")), metrics(runs.out(name))
+    assert len(found) == len(reference) == 8
     for expected, row in zip(reference, found, strict=True):
         for column in COLUMNS:
             assert row[column] == pytest.approx(expected[column], rel=RELATIVE), row["step"]
