@@ -133,13 +133,13 @@ def run(arm: Arm, seed: int) -> dict[str, float]:
         picked = torch.from_numpy(order.choice(TRAIN, BATCH, replace=False))
         z = net(data.seen[picked])
         labels = data.labels[picked].numpy().astype(np.int32)
-        parts = _apart(head, labels, step) if arm.apart else [(step, labels, None)]
+        parts = [(step, labels)]
+        if arm.apart:
+            parts = [(step * LABELS + j, labels[:, j : j + 1]) for j in range(LABELS)]
         towards, whole = torch.zeros_like(z), torch.zeros(CENTERS, WIDTH)
         touched = torch.zeros(CENTERS, dtype=torch.bool)
-        for number, own, active in parts:
+        for number, own in parts:
             plan = head.plan(number, [own])
-            if active is not None:
-                plan = replace(plan, active=[active[np.arange(BATCH)[:, None], _sorted(own)]])
             taken = HeadStep(head, 1.0, plan, head.take(plan, rows.pending))
             places = [torch.arange(BATCH)]
             towards += sources.micro_step(z.detach(), [taken], 0, places, BATCH).gradient
@@ -155,22 +155,6 @@ def run(arm: Arm, seed: int) -> dict[str, float]:
         z.backward(towards / len(parts))
         optimizer.step()
     return evaluate(net, head, data)
-
-
-def _sorted(own: np.ndarray) -> np.ndarray:
-    return np.argsort(own, axis=1)
-
-
-def _apart(
-    head: ClassShardedHead, labels: np.ndarray, step: int
-) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """A draw of its own for each of the 10 positives; the others take no part."""
-    found: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for column in range(LABELS):
-        active = np.zeros(labels.shape, bool)
-        active[:, column] = True
-        found.append((step * LABELS + column, labels, active))
-    return found
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -70,8 +70,11 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
 
 def overlay(section: T, changes: object, where: str) -> T:
     """A section with some of its fields changed, as strictly as ``load``. Raises ConfigError."""
+    if not isinstance(changes, Mapping):
+        raise ConfigError(where, f"is {changes}", allowed="{key: value, ...}")
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), changes)))
+        merged = OmegaConf.merge(OmegaConf.structured(section), cast(dict[str, object], changes))
+        return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(*_explain(where, error)) from error
     except (TypeError, ValueError) as error:

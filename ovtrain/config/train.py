@@ -75,5 +75,5 @@ class TrainConfig:
 
     def head_of(self, source: str) -> HeadConfig:
         """``head`` with what ``heads`` says of a source. Raises ConfigError."""
-        given = self.heads.get(source)
-        return overlay(self.head, given, f"heads.{source}") if given else self.head
+        given = self.heads.get(source, {})
+        return overlay(self.head, given, f"heads.{source}") if given != {} else self.head

@@ -33,12 +33,21 @@ def _of_heads(config: TrainConfig) -> list[str]:
             p.replace("head.", f"heads.{name}.") for p in own if p not in config.head.problems()
         ]
     for source in config.data.sources:
-        given = not found and config.head_of(source.name).init == "centroids"
-        if given and source.labels and not source.centroids:
+        if found:
+            break
+        wanted = config.head_of(source.name).init == "centroids"
+        if wanted and source.labels and not source.centroids:
             found.append(
                 f"source {source.name}: head.init=centroids needs centroids, the folder of its "
                 "CentroidStore"
             )
+        if source.centroids and not (wanted and source.labels):
+            found.append(
+                f"source {source.name}: centroids has no effect without labels and "
+                "head.init=centroids"
+            )
+        if source.name in config.heads and not source.labels:
+            found.append(f"heads.{source.name} has no effect: the source has no labels")
     optim = config.optim
     if max(optim.lr, optim.head_lr or 0) * optim.weight_decay >= 1:
         found.append(

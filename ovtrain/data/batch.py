@@ -26,6 +26,7 @@ class PackedBatch:
     key           (B,) int64 bit pattern of the 64-bit sample-key hash.
     group_id      (N,) int32 or None: attention stays inside equal ids of one sample.
     filled        (B,) int32 tokens that codec selection had to fill with still patches.
+    longest       tokens of the longest sample, on the host: asking a device would wait for it.
     """
 
     patches: Tensor
@@ -38,6 +39,7 @@ class PackedBatch:
     key: Tensor
     filled: Tensor
     group_id: Tensor | None = None
+    longest: int = 0
 
     @property
     def samples(self) -> int:
@@ -49,7 +51,7 @@ class PackedBatch:
 
     @property
     def max_seqlen(self) -> int:
-        return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+        return self.longest or int(self.cu_seqlens.diff().max())
 
     def padded_labels(self, width: int) -> Tensor:
         """(B, width) int32 labels, -1 where a sample owns fewer."""
@@ -67,7 +69,13 @@ class PackedBatch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved, longest=self.max_seqlen)
+
+    def without_patches(self) -> PackedBatch:
+        """The samples' names and labels, without what fills memory."""
+        empty = self.patches.new_empty((0, self.patches.shape[1]))
+        nowhere = self.positions.new_empty((0, 3))
+        return replace(self, patches=empty, positions=nowhere, group_id=None)
 
 
 @dataclass(frozen=True)

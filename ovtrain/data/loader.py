@@ -53,8 +53,7 @@ class StepBatch:
 
     def without_patches(self) -> StepBatch:
         """What names the samples, to be kept while the step's metrics are unread."""
-        micro = [replace(m, patches=m.patches[:0], positions=m.positions[:0]) for m in self.micro]
-        return replace(self, micro=micro)
+        return replace(self, micro=[micro.without_patches() for micro in self.micro])
 
 
 class Loader:

@@ -30,6 +30,7 @@ from ovtrain.distributed.grad_norm import clip_factor, sharded_square_sum
 from ovtrain.engine.backend import Backend
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.multi_source import HeadStep, MultiSource
+from ovtrain.ops.buffers import send
 from ovtrain.optim.schedule import learning_rate
 from ovtrain.optim.sparse_rows import SparseRows
 from ovtrain.schema.errors import LabelError
@@ -52,11 +53,11 @@ class SourceHead:
 
 @dataclass(frozen=True)
 class StepResult:
-    """metrics: device scalars. finite[k] (B,) bool: which embeddings of micro-step k were finite.
-    unlabelled: this rank's samples without labels per head (host)."""
+    """metrics: device scalars. sound[k] (B,) bool: which embeddings of micro-step k have a
+    direction. unlabelled: this rank's samples without labels per head (host)."""
 
     metrics: dict[str, Tensor]
-    finite: list[Tensor]
+    sound: list[Tensor]
     unlabelled: list[int]
 
 
@@ -78,35 +79,35 @@ class TrainStep:
         self.sources = MultiSource(world)
 
     def run(self, batch: StepBatch, step: int) -> StepResult:
-        """Do update ``step`` (0-based). Metrics: loss, loss/<source>, grad_norm, and nonfinite, the
-        embeddings of the global batch that are. Raises LabelError."""
+        """Do update ``step`` (0-based). Metrics: loss, loss/<source>, grad_norm, and unsound, the
+        embeddings of the global batch that are zero or not finite. Raises LabelError."""
         unlabelled = self._check(batch)
         labels = self._global_labels(batch)
         plans = [h.head.plan(step, labels[n]) for n, h in enumerate(self.heads)]
         steps = [self._take(h, plan) for h, plan in zip(self.heads, plans, strict=True)]
         device = self.world.device
         sums = torch.zeros(len(self.heads) + 1, device=device)
-        finite: list[Tensor] = []
+        sound: list[Tensor] = []
         for k, micro in enumerate(batch.micro):
             _, pooled = self.backend.forward(micro.to(device))
             embeddings = pooled.float()
-            places = [_send(batch.rows[k][h.number], device) for h in self.heads]
+            places = [send(batch.rows[k][h.number], device) for h in self.heads]
             cut = embeddings.detach()  # the boundary between the two planes
             result = self.sources.micro_step(cut, steps, k, places, batch.slots[k])
             last = k == len(batch.micro) - 1
             self.backend.backward((embeddings * result.gradient).sum(), last=last)
             sums[:-1] += result.losses
-            sums[-1] += (~result.finite).sum()
-            finite.append(result.finite)
+            sums[-1] += (~result.sound).sum()
+            sound.append(result.sound)
         norm = self._update(steps, step)
         metrics = self._metrics(all_reduce(sums, self.world.group), norm)
-        return StepResult(metrics, finite, unlabelled)
+        return StepResult(metrics, sound, unlabelled)
 
     def _metrics(self, sums: Tensor, norm: Tensor) -> dict[str, Tensor]:
-        weights = _send(torch.tensor([h.weight for h in self.heads]), sums.device)
+        weights = send(torch.tensor([h.weight for h in self.heads]), sums.device)
         named = {f"loss/{h.head.source}": x for h, x in zip(self.heads, sums, strict=False)}
         return {"loss": (sums[:-1] * weights).sum(), **named, "grad_norm": norm} | {
-            "nonfinite": sums[-1]
+            "unsound": sums[-1]
         }
 
     def _global_labels(self, batch: StepBatch) -> list[list[npt.NDArray[np.int32]]]:
@@ -186,10 +187,3 @@ class TrainStep:
                 clip = factor * s.weight
                 source.optimizer.step(s.rows.index, s.rows.gradient, lr, step, clip)
         return norm
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """To ``device``, without waiting for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor

@@ -36,8 +36,8 @@ class NonFiniteLoss(OvtrainError):
     """Training produced a NaN or an infinity."""
 
 
-class NonFiniteEmbedding(NonFiniteLoss):
-    """The encoder gave an embedding with a NaN or an infinity."""
+class UnsoundEmbedding(NonFiniteLoss):
+    """The encoder gave an embedding that is zero, or with a NaN or an infinity."""
 
 
 class Trainer:
@@ -135,8 +135,8 @@ class Trainer:
         rows = torch.stack(table).tolist() if table else []
         first = self.state.step - len(rows) + 1
         for (step, values), (result, batch) in zip(enumerate(rows, first), unread, strict=True):
-            if values[names.index("nonfinite")]:
-                raise self._nonfinite(step, result, batch)
+            if values[names.index("unsound")]:
+                raise self._unsound(step, result, batch)
             if not all(map(math.isfinite, values)):
                 shown = ", ".join(f"{n} {v:g}" for n, v in zip(names, values, strict=True))
                 raise NonFiniteLoss(
@@ -147,19 +147,19 @@ class Trainer:
                 )
         return dict(zip(names, rows[-1], strict=True)) if rows else {}
 
-    def _nonfinite(self, step: int, result: StepResult, batch: StepBatch) -> NonFiniteEmbedding:
+    def _unsound(self, step: int, result: StepResult, batch: StepBatch) -> UnsoundEmbedding:
         """Collective: the error that names the samples of all ranks."""
         loader = self.parts.loader
         found = [
             f"{loader.sources[int(micro.source[i])].config.name}: "
             f"{loader.name_of(int(micro.source[i]), int(micro.key[i]))}"
-            for micro, finite in zip(batch.micro, result.finite, strict=True)
-            for i in (~finite.cpu()).nonzero().flatten().tolist()
+            for micro, sound in zip(batch.micro, result.sound, strict=True)
+            for i in (~sound.cpu()).nonzero().flatten().tolist()
         ]
         named = [name for part in gather_objects(found, self.world.group) for name in part]
-        return NonFiniteEmbedding(
+        return UnsoundEmbedding(
             self.config.run.out,
-            f"step {step}: {len(named)} embeddings that are not finite, of samples "
+            f"step {step}: {len(named)} embeddings that are zero or not finite, of samples "
             + ", ".join(named[:10]),
             fix="the newest checkpoint is from before. Look at these samples; if they are sound, "
             "start another run.out with a lower optim.lr and run.init_from=this run",

@@ -24,15 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ovtrain.config.head import HeadConfig
 from ovtrain.distributed.context import World, seed_for
 from ovtrain.heads.draw import Ids, distinct, draw_rows, drawn_positives
 from ovtrain.heads.initial import initial_rows
 from ovtrain.heads.streaming import PAD, DrawnRows, Stream, Targets, tile_rows
-from ovtrain.ops.buffers import Buffers
+from ovtrain.ops.buffers import Buffers, send
 from ovtrain.ops.class_kernels import kernels_for
+from ovtrain.schema.errors import LabelError
 
 Labels = npt.NDArray[np.int32]
 
@@ -82,7 +82,10 @@ class ClassShardedHead:
         self.buffers = Buffers(world.device)
 
     def plan(self, step: int, labels: Sequence[Labels]) -> Plan:
-        """Decide a step from the labels (B, l), -1 pads, of each micro-step's global batch."""
+        """Decide a step from the labels (B, l), -1 pads, of each micro-step's global batch.
+        Raises LabelError where a label is no class."""
+        for part in labels:
+            self._check(part)
         labels = [distinct(part) for part in labels]
         count = self.config.positives_per_step
         seed = seed_for(self.seed, "positives", step)
@@ -95,6 +98,16 @@ class ClassShardedHead:
         always = np.zeros(len(ids), bool)
         always[np.searchsorted(ids, mine)] = True
         return Plan(step, ids, always, labels, active, labelled)
+
+    def _check(self, labels: Labels) -> None:
+        least, most = (labels.min(), labels.max()) if labels.size else (0, 0)
+        if least < -1 or most >= self.classes:
+            raise LabelError(
+                f"source {self.source}",
+                f"labels from {least} to {most}",
+                allowed=f"0 to {self.classes - 1}, and -1 where there is none",
+                fix="assign the labels again",
+            )
 
     def take(self, plan: Plan, pending: Callable[[Tensor], Tensor] | None = None) -> DrawnRows:
         """Copy the rows of a step out; the last step's are gone then. pending: local rows (S,) ->
@@ -163,13 +176,4 @@ class ClassShardedHead:
         )
 
     def _send(self, array: npt.NDArray[np.generic]) -> Tensor:
-        """To the head's device, without waiting for it."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.rows.is_cuda:
-            return tensor.pin_memory().to(self.rows.device, non_blocking=True)
-        return tensor
-
-    @torch.no_grad()
-    def scores(self, embeddings: Tensor) -> Tensor:
-        """(B, hi - lo) cosines of embeddings with the local rows, for evaluation."""
-        return normalize(embeddings.float()) @ normalize(self.rows.float()).T
+        return send(torch.from_numpy(np.ascontiguousarray(array)), self.rows.device)

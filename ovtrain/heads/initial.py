@@ -36,6 +36,13 @@ def initial_rows(
         last = min((block + 1) * INIT_BLOCK, span.stop)
         if store is not None:
             rows = _scaled(store.centroids[first:last], config.init_std)
+            sound = rows.isfinite().all(1) & rows.any(1)
+            if not sound.all():
+                raise LabelError(
+                    centroids,
+                    f"centroid {first + int((~sound).nonzero()[0])} is zero or not finite",
+                    fix="repair empty clusters, or start with head.init=normal",
+                )
         else:
             rows = _normal_block(block, width, config.init_std, seed)
             rows = rows[first - block * INIT_BLOCK : last - block * INIT_BLOCK]
@@ -57,6 +64,8 @@ def _scaled(centroids: np.ndarray, std: float) -> Tensor:
 
 def _fitting(folder: str, classes: int, width: int) -> CentroidStore:
     store = CentroidStore.read(folder)
+    if store.centroids.ndim != 2:
+        raise LabelError(folder, f"centroids of shape {store.centroids.shape}", allowed="(C, D)")
     if store.centroids.shape != (classes, width):
         found, teachers = store.centroids.shape
         raise LabelError(

@@ -37,12 +37,12 @@ class HeadStep:
 @dataclass(frozen=True)
 class MicroResult:
     """losses (H,): this rank's terms of each source's loss, unweighted; gradient (B, D): of the
-    weighted sum of all ranks' terms, complete for my samples; finite (B,) bool: samples whose
-    embedding is, the others took no part."""
+    weighted sum of all ranks' terms, complete for my samples; sound (B,) bool: samples whose
+    embedding is finite and not zero, the others took no part."""
 
     losses: Tensor
     gradient: Tensor
-    finite: Tensor
+    sound: Tensor
 
 
 class MultiSource:
@@ -71,7 +71,7 @@ class MultiSource:
         inverse = pooled.new_empty(len(pooled))
         everyone = torch.arange(len(pooled), device=pooled.device)
         self.kernels.unit_rows(pooled, everyone, unit, inverse)
-        finite = inverse.isfinite()
+        sound = inverse < 1e12  # neither NaN nor the inverse of a norm that counts as 1e-12
         dtypes = {step.head.dtype for step in steps if step is not None}
         wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
         sent = self.buffers.empty("sent", tuple(unit.shape), wire).copy_(unit)
@@ -90,9 +90,9 @@ class MultiSource:
             losses[h], towards = _finish(stream, statistics, self.world)
             gradient.index_copy_(0, places[h], towards.mul_(step.weight))
         mine = reduce_scatter_slots(gradient, slots, self.world.group)[: len(pooled)]
-        inverse = inverse.masked_fill(~finite, 0.0)
+        inverse = inverse.masked_fill(~sound, 0.0)
         self.kernels.tangent(mine, unit, inverse, torch.empty_like(inverse))
-        return MicroResult(losses, mine, finite)
+        return MicroResult(losses, mine, sound)
 
 
 def _stream(step: HeadStep, k: int, gathered: Tensor, where: Tensor) -> Stream:

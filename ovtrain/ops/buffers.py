@@ -1,4 +1,4 @@
-"""Memory that steps use again.
+"""Memory that steps use again, and the way to a device.
 
 On a CPU fresh memory costs more than the arithmetic on it: allocators give large blocks back, and
 each page of the next one is a fault. On a GPU torch keeps them itself.
@@ -27,3 +27,10 @@ class Buffers:
         if held is None or len(held) < count:
             held = self._held[key] = torch.empty(count, dtype=dtype)
         return held[:count].view(shape)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host's tensor to ``device``, without waiting for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

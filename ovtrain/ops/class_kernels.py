@@ -100,7 +100,8 @@ class Kernels(Protocol):
 
     def statistics(self, tile: Tile, ceiling: float, peak: Tensor, total: Tensor) -> None:
         """Running ``peak`` (B,), the largest z = scale * cosine so far, and ``total`` (B,), the sum
-        of weight_t * exp(z - peak). Cosines above ``ceiling`` count as 0."""
+        of weight_t * exp(z - peak). Cosines above ``ceiling`` count as 0, rows of weight 0 not
+        at all."""
         ...
 
     def exponential(self, tile: Tile, ceiling: float, peak: Tensor, out: Tensor) -> None:
@@ -156,6 +157,7 @@ class TorchKernels:
     def statistics(self, tile: Tile, ceiling: float, peak: Tensor, total: Tensor) -> None:
         cosines = tile.cosines.float()
         z = cosines.masked_fill(cosines > ceiling, 0.0) * tile.scale
+        z = z.masked_fill(tile.weight == 0, -torch.inf)
         most = torch.maximum(peak, z.amax(1))
         shift = most.clamp(min=-1e30)  # -inf - -inf is no number
         total *= torch.exp(peak - shift)
@@ -164,7 +166,8 @@ class TorchKernels:
 
     def exponential(self, tile: Tile, ceiling: float, peak: Tensor, out: Tensor) -> None:
         cosines = tile.cosines.float()
-        gradient = torch.exp(cosines * tile.scale - peak[:, None]) * tile.weight
+        z = (cosines * tile.scale - peak[:, None]).masked_fill(tile.weight == 0, -torch.inf)
+        gradient = torch.exp(z) * tile.weight
         gradient *= (tile.coefficient * tile.scale)[:, None]
         out.copy_(gradient.masked_fill_(cosines > ceiling, 0.0))
 

@@ -203,6 +203,7 @@ def _statistics(cosines, weight, peak, total, scale, ceiling, columns, BLOCK: tl
         x = _load(cosines + sample * columns + column, inside, float("-inf"))
         w = _load(weight + column, inside, 0.0)
         z = tl.where(x > ceiling, 0.0, x * scale)
+        z = tl.where(w == 0.0, float("-inf"), z)
         before = most
         most = tl.maximum(before, tl.max(z, 0))
         shift = tl.maximum(most, -1e30)  # -inf - -inf is no number
@@ -222,7 +223,7 @@ def _exponential(
     x = _load(cosines + at, inside, float("-inf"))
     w = _load(weight + column, inside, 0.0)
     shift = tl.maximum(tl.load(peak + sample), -1e30)
-    e = tl.exp(tl.where(x > ceiling, float("-inf"), x * scale - shift))
+    e = tl.exp(tl.where((x > ceiling) | (w == 0.0), float("-inf"), x * scale - shift))
     tl.store(out + at, e * w * (tl.load(coefficient + sample) * scale), inside)
 
 

@@ -23,6 +23,7 @@ from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.distributed.context import seed_for
 from ovtrain.ops.class_kernels import MASK, RowRule, RowState, RowStep, kernels_for
+from ovtrain.schema.errors import CheckpointError
 
 UNITS = 2.0**40
 """Decay owed is an integer of 1 / UNITS: steps add up exactly, in any order."""
@@ -103,8 +104,19 @@ class SparseRows:
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
-        """Copy in place, so that views held elsewhere stay valid."""
-        for name, tensor in self.state().items():
+        """Copy in place, so that views held elsewhere stay valid. Raises CheckpointError where the
+        state is another optimizer's."""
+        own = self.state()
+        wrong = {n for n in {*own, *state} if n not in own or n not in state}
+        wrong |= {n for n in {*own} - wrong if own[n].shape != state[n].shape}
+        if wrong:
+            raise CheckpointError(
+                "head rows",
+                f"saved with another optimizer or width (differing: {', '.join(sorted(wrong))})",
+                allowed="state of " + ", ".join(f"{n} {tuple(t.shape)}" for n, t in own.items()),
+                fix="keep head.optimizer of the run, or start a new run.out",
+            )
+        for name, tensor in own.items():
             if name != "owed":
                 tensor.copy_(state[name])
         self.due = 0

@@ -171,7 +171,8 @@ CLONES void exponential_sum(Values cosines, const float* weight, int64_t count, 
         float most = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : most)
         for (int64_t i = 0; i < n; ++i) {
-            x[i] = x[i] > ceiling ? 0.0f : x[i] * scale;
+            const float z = x[i] > ceiling ? 0.0f : x[i] * scale;
+            x[i] = w[i] == 0.0f ? -std::numeric_limits<float>::infinity() : z;
             most = most > x[i] ? most : x[i];
         }
         if (most > peak) {
@@ -197,7 +198,7 @@ CLONES void exponential(Values cosines, const float* weight, int64_t count, floa
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
             const float e = exp_negative(x[i] * scale - peak);
-            x[i] = x[i] > ceiling ? 0.0f : coefficient * w[i] * e;
+            x[i] = x[i] > ceiling || w[i] == 0.0f ? 0.0f : coefficient * w[i] * e;
         }
         give(x, n, out + start);
     }

@@ -234,13 +234,17 @@ void update_rows(Array rows, std::optional<Array> first, Moments second,
 
 }  // namespace
 
+// Arrays are taken as they are or refused: what is written to a converted copy would be lost.
 NB_MODULE(_native, m) {
-    m.def("draw", &draw);
-    m.def("unit_rows", &unit_rows);
-    m.def("pull", &pull);
-    m.def("tangent", &tangent);
-    m.def("logistic", &logistic_tile);
-    m.def("statistics", &exponential_statistics);
-    m.def("exponential", &exponential_tile);
-    m.def("update", &update_rows);
+    const auto array = nb::arg().noconvert();
+    const auto value = nb::arg();
+    m.def("draw", &draw, value, value, value, value, array);
+    m.def("unit_rows", &unit_rows, array, array, array, array, value);
+    m.def("pull", &pull, array, array, array, array, array, value);
+    m.def("tangent", &tangent, array, array, array, array, value);
+    m.def("logistic", &logistic_tile, array, array, array, value, value, array, value);
+    m.def("statistics", &exponential_statistics, array, array, value, value, array, array, value);
+    m.def("exponential", &exponential_tile, array, array, array, array, value, value, array, value);
+    m.def("update", &update_rows, array, nb::arg().noconvert().none(), array, array, array, array,
+          array, array, array, value, value, value, value, value, value, value, value);
 }

@@ -82,7 +82,7 @@ def test_a_sources_head_differs_from_the_others_where_it_says(path: Path, tmp_pa
     assert load(TrainConfig, again) == config
 
 
-@pytest.mark.parametrize("given", ["{rate: 1}", "{sample_rate: many}", "3", "[1]"])
+@pytest.mark.parametrize("given", ["{rate: 1}", "{sample_rate: many}", "3", "[1]", "null"])
 def test_a_wrong_head_of_a_source_is_named(path: Path, given: str):
     config = load(TrainConfig, path, [f"heads={{a: {given}}}"])
     with pytest.raises(ConfigError, match=r"heads\.a"):

@@ -53,6 +53,15 @@ def test_the_defaults_need_only_sources_and_a_length():
             {"head": {"init": "centroids"}, "data": {"sources": [SourceConfig("video", "v", "l")]}},
             "head.init=centroids needs centroids",
         ),
+        (
+            {"data": {"sources": [SourceConfig("a", "v", "l", centroids="c")]}},
+            "source a: centroids has no effect without",
+        ),
+        (
+            {"heads": {"video": {"sample_rate": 0.2}}},
+            "heads.video has no effect: the source",
+        ),
+        ({"heads": {"video": 3}}, "heads.video: is 3; allowed: {key: value, ...}"),
         ({"optim": {"head_lr": 10.0}}, "must be below 1: a step would turn weights round"),
         ({"optim": {"lr": -1.0}}, "optim.lr=-1.0"),
         ({"optim": {"warmup": 1.5}}, "optim.warmup=1.5"),

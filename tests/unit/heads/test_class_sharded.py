@@ -139,11 +139,6 @@ def test_centroids_of_another_shape_are_refused(tmp_path: Path, classes: int, wi
     assert f"of width {width}" in str(caught.value)
 
 
-def test_scores_are_cosines_with_the_local_rows():
-    head = make(5)
-    torch.testing.assert_close(head.scores(head.rows * 3).diagonal(), torch.ones(5))
-
-
 def step_of(head: ClassShardedHead, labels: np.ndarray, pooled: torch.Tensor):
     plan = head.plan(0, [labels])
     step = HeadStep(head, 1.0, plan, head.take(plan))
@@ -151,15 +146,16 @@ def step_of(head: ClassShardedHead, labels: np.ndarray, pooled: torch.Tensor):
     return step, MultiSource(world()).micro_step(pooled, [step], 0, rows, len(pooled))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 0.0])
 @pytest.mark.parametrize("loss", ["logistic", "margin_softmax", "mlcd"])
-def test_an_embedding_that_is_not_finite_takes_no_part(loss: str):
+def test_an_embedding_without_a_direction_takes_no_part(loss: str, value: float):
     head = make(50, sample_rate=1.0, loss=loss)
     labels = np.array([[1, 2], [3, 4], [5, 6]], np.int32)
     pooled = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     sound, wanted = step_of(make(50, sample_rate=1.0, loss=loss), labels, pooled)
-    pooled[1, 3] = float("nan")
+    pooled[1] = value
     step, found = step_of(head, labels, pooled)
-    assert found.finite.tolist() == [True, False, True]
+    assert found.sound.tolist() == [True, False, True]
     assert found.losses.isfinite().all()
     assert not found.gradient[1].any()
     assert torch.equal(found.gradient[[0, 2]], wanted.gradient[[0, 2]])
@@ -187,3 +183,36 @@ def test_more_ranks_than_classes_leave_empty_shards():
     assert plan.ids.tolist() == []
     assert heads[0].take(plan).unit.shape == (256, 8)
     assert not heads[0].take(plan).unit.any()
+
+
+@pytest.mark.parametrize("label", [50, -7])
+def test_a_label_that_is_no_class_is_refused(label: int):
+    with pytest.raises(LabelError, match="source v: labels from") as caught:
+        make(50).plan(0, [np.array([[3, label]], np.int32)])
+    assert "0 to 49" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_centroid_without_a_direction_is_named(tmp_path: Path, value: float):
+    centroids = np.ones((10, 8), np.float32)
+    centroids[7] = value
+    CentroidStore(centroids, "t").write(tmp_path)
+    config = HeadConfig(init="centroids")
+    with pytest.raises(LabelError, match="centroid 7 is zero or not finite"):
+        initial_rows(config, range(5, 10), 8, 0, classes=10, centroids=str(tmp_path))
+
+
+def test_a_hundred_tags_that_repeat_cyclically_are_as_many_as_differ():
+    """What an OCR source has: up to 100 tags, lists filled up by repetition."""
+    head = make(300, sample_rate=1.0)
+    few = np.random.default_rng(0).permutation(300)[:37].astype(np.int32)
+    pooled = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    labels = np.stack([np.resize(few, 100), np.arange(100)]).astype(np.int32)
+    bare = np.full((2, 100), -1, np.int32)
+    bare[0, :37], bare[1] = few, labels[1]
+    (_, found), (_, wanted) = (
+        step_of(head, labels, pooled),
+        step_of(make(300, sample_rate=1.0), bare, pooled),
+    )
+    assert torch.equal(found.losses, wanted.losses)
+    assert torch.equal(found.gradient, wanted.gradient)

@@ -262,6 +262,22 @@ def test_statistics_of_two_tiles(kernels: Kernels, ceiling: float, columns: int)
     assert found[1][3] == 0
 
 
+def test_padding_has_no_part_in_the_peak(kernels: Kernels):
+    """Far below 0, where padding's cosine of 0 would make every sum vanish."""
+    cosines = torch.tensor([[-0.9, -0.8, 0.0, 0.0]], device=DEVICE)
+    one = torch.ones(1, device=DEVICE)
+    padded = Tile(cosines, one, torch.tensor([1.0, 2.0, 0.0, 0.0], device=DEVICE), 200.0)
+    for each in (kernels, REFERENCE):
+        peak, total = one * NOTHING, one * 0
+        each.statistics(padded, 2.0, peak, total)
+        assert peak.item() == pytest.approx(-160)
+        assert total.item() == pytest.approx(2)
+        out = torch.empty_like(cosines)
+        each.exponential(padded, 2.0, peak, out)
+        assert out[0, 1].item() == pytest.approx(400, rel=1e-5)
+        assert not out[0, 2:].any()
+
+
 @pytest.mark.parametrize("columns", [300, 2050])
 @pytest.mark.parametrize("dtypes", [(a, b) for a in BOTH for b in (a, torch.bfloat16)])
 @pytest.mark.parametrize("ceiling", [0.9, float("inf")])
@@ -339,5 +355,10 @@ def test_native_kernels_refuse_what_does_not_fit():
         native.unit_rows(rows.double(), torch.tensor([0]), torch.empty(1, 4), one)
     with pytest.raises(ValueError, match="shapes do not fit"):
         native.unit_rows(rows, torch.tensor([0]), torch.empty(1, 5), one)
+    for wrong in (torch.ones(4, 1).T[:, :0], torch.ones(4, 2)[:, :1], one.double()):
+        with pytest.raises(TypeError):  # a copy would be written to
+            native.tangent(torch.ones(1, 4), torch.ones(1, 4), one, wrong)
+    with pytest.raises(TypeError):
+        native.tangent(torch.ones(4, 1).expand(4, 4), torch.ones(4, 4), one, one)
     with pytest.raises(ValueError, match="offsets do not fit"):
         native.pull(rows, torch.tensor([0]), one, torch.tensor([0, 2]), torch.empty(1, 4))
