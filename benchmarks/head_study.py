@@ -9,7 +9,8 @@ line. Runs whose line is there are left out: a study that was interrupted goes o
 Data, equal for all runs of a seed: 40 classes of 25 kinds each are points on a sphere of 24
 dimensions; a sample is its kind's point and noise, seen through a fixed random network with 128
 nuisance inputs. The teacher sees the sphere: 10,000 of its training samples are the centers, a
-sample's labels its 10 nearest. So most of a batch's negatives are drawn in earnest at rate 0.1.
+sample's labels the nearest of them, 1 to 10 by a draw. So most of a batch's negatives are drawn in
+earnest at rate 0.1.
 Measured on samples that no run trained on: share of other centers that a positive outranks
 (percentile), AUC of positives against negatives, accuracy of a linear probe for the 40 classes with
 5 labels each.
@@ -18,12 +19,13 @@ Measured on samples that no run trained on: share of other centers that a positi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,8 @@ ALONE = World(0, 0, 1, torch.device("cpu"), None)
 
 @dataclass(frozen=True)
 class Arm:
-    """``apart``: each positive has a draw and a softmax of its own, as in the released head."""
+    """``apart``: each positive has a draw and a softmax of its own, in which the others may be
+    negatives, as in the released head."""
 
     config: HeadConfig
     apart: bool = False
@@ -71,6 +74,7 @@ def arms() -> dict[str, Arm]:
         "logistic plain negatives": Arm(replace(base, negatives="plain")),
         "logistic r=1": Arm(replace(base, sample_rate=1.0)),
         "logistic r=0.02": Arm(replace(base, sample_rate=0.02)),
+        "logistic r=0.02 plain": Arm(replace(base, sample_rate=0.02, negatives="plain")),
         "margin": Arm(margin),
         "margin scale 16": Arm(replace(margin, scale=16.0)),
         "margin plain negatives": Arm(replace(margin, negatives="plain")),
@@ -89,7 +93,8 @@ def arms() -> dict[str, Arm]:
 
 @dataclass(frozen=True)
 class Data:
-    """seen (S, 256), labels (S, 10), kind of truth (S,); the last HELD samples are held out."""
+    """seen (S, 256), labels (S, 10) with -1 where there is none, truth (S,) of 40 classes; the last
+    HELD samples are held out."""
 
     seen: Tensor
     labels: Tensor
@@ -115,8 +120,9 @@ class Data:
         hidden = torch.sin(inputs @ (normal(wide, 512) / wide**0.5) + normal(512))
         seen = hidden @ normal(512, SEEN) / 512**0.5
         centers = point[:CENTERS]
-        near = [(part @ centers.T).topk(LABELS).indices for part in point.split(2000)]
-        return cls(seen, torch.cat(near), truth)
+        near = torch.cat([(part @ centers.T).topk(LABELS).indices for part in point.split(2000)])
+        owned = torch.randint(1, LABELS + 1, (count, 1), generator=generator)
+        return cls(seen, near.masked_fill(torch.arange(LABELS) >= owned, -1), truth)
 
 
 def run(arm: Arm, seed: int) -> dict[str, float]:
@@ -161,7 +167,8 @@ def run(arm: Arm, seed: int) -> dict[str, float]:
 def evaluate(net: nn.Module, head: ClassShardedHead, data: Data) -> dict[str, float]:
     embedded = normalize(net(data.seen))
     held, few = embedded[TRAIN:], _few(data.truth[:TRAIN])
-    ranks = rank_quality(held @ normalize(head.rows.float()).T, list(data.labels[TRAIN:]))
+    labels = [own[own >= 0] for own in data.labels[TRAIN:]]
+    ranks = rank_quality(held @ normalize(head.rows.float()).T, labels)
     with torch.enable_grad():
         found = linear_probe(embedded[few], data.truth[few], held, CLASSES)
     accuracy = (found == data.truth[TRAIN:]).float().mean().item()
@@ -176,7 +183,10 @@ def _few(truth: Tensor) -> Tensor:
 def table(path: Path) -> str:
     """Mean and standard deviation over seeds, per arm."""
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    now = {name: fingerprint(arm) for name, arm in arms().items()}
     for row in read(path):
+        if row["config"] != now.get(row["arm"]):
+            continue
         for name in ("percentile", "auc", "probe"):
             values[row["arm"]][name].append(row[name])
     lines = ["| arm | percentile | AUC | probe |", "|---|---|---|---|"]
@@ -193,6 +203,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
+def fingerprint(arm: Arm) -> str:
+    """Of all that a run depends on beside its seed: an older study's lines do not count."""
+    study = (CLASSES, KINDS, LATENT, NUISANCE, SEEN, CENTERS, TRAIN, HELD, LABELS, WIDTH)
+    whole = (asdict(arm), asdict(OPTIM), study, STEPS, BATCH)
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/head-study.jsonl"))
@@ -205,15 +222,16 @@ def main() -> None:
     if args.table:
         print(table(args.out))
         return
-    done = {(row["arm"], row["seed"]) for row in read(args.out)}
+    done = {(row["arm"], row["seed"], row["config"]) for row in read(args.out)}
     for seed in range(args.seeds):
         for name, arm in arms().items():
-            if (name, seed) in done or (args.arms and name not in args.arms):
+            config = fingerprint(arm)
+            if (name, seed, config) in done or (args.arms and name not in args.arms):
                 continue
             start = time.perf_counter()
             found = run(arm, seed)
             seconds = round(time.perf_counter() - start, 1)
-            row = {"arm": name, "seed": seed, **found, "seconds": seconds}
+            row = {"arm": name, "seed": seed, "config": config, **found, "seconds": seconds}
             with open(args.out, "a") as handle:
                 handle.write(json.dumps(row) + "\n")
             print(json.dumps(row), file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ of whose samples none has a label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Case:
     micro_steps: int = 1
     others: HeadConfig | None = None
     """Of every head but the first, where it differs."""
+    bf16: bool = False
+    """Products in bfloat16."""
 
 
 def cases() -> dict[str, Case]:
@@ -57,6 +59,8 @@ def cases() -> dict[str, Case]:
     some = HeadConfig(sample_rate=0.3, init_std=0.5, positives_per_step=2)
     found["two-positives"] = Case(some)
     found["mixed-losses"] = Case(plain, 2, filtered)
+    stored = HeadConfig(sample_rate=0.3, init_std=0.5, rows="bf16")
+    found["bf16"] = Case(stored, 2, replace(filtered, rows="bf16"), bf16=True)
     return found
 
 
@@ -85,7 +89,7 @@ def configs(case: Case) -> list[HeadConfig]:
 
 def make_heads(case: Case, world: World) -> list[ClassShardedHead]:
     return [
-        ClassShardedHead(name, classes, WIDTH, config, world, SEED)
+        ClassShardedHead(name, classes, WIDTH, config, world, SEED, bf16=case.bf16)
         for name, classes, config in zip(NAMES, CLASSES, configs(case), strict=True)
     ]
 

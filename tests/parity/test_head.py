@@ -2,7 +2,7 @@
 
 Tolerance: float32 dot products of 32-element unit vectors (error about 1e-7) times a scale of about
 10, summed over about 100 logits: measured below 4e-7. Losses are held to 1e-5, gradients to 1e-4 of
-their norm, which any wrong factor, row or sample exceeds by far.
+their norm, which any wrong factor, row or sample exceeds by far. The bfloat16 case: 0.5 %.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ def error(found: Tensor, wanted: Tensor) -> float:
 def test_shards_add_up_to_the_dense_loss_and_gradients(by_world, name: str, processes: int):
     found = by_world[processes][name]
     wanted = dense(cases()[name], found["drawn"], active(name))
+    of_losses, of_gradients = (3e-3, 5e-3) if cases()[name].bf16 else (1e-5, 1e-4)
     for source, loss, expected in zip(NAMES, found["losses"], wanted["losses"], strict=True):
-        assert float(loss) == pytest.approx(float(expected), rel=1e-5), source
+        assert float(loss) == pytest.approx(float(expected), rel=of_losses), source
     for part in ("embeddings", "rows"):
         for source, gradient, expected in zip(NAMES, found[part], wanted[part], strict=True):
-            assert error(gradient, expected) < 1e-4, (part, source)
+            assert error(gradient, expected) < of_gradients, (part, source)
     squares = [float(g.square().sum()) for g in wanted["rows"]]
-    assert found["squares"].tolist() == pytest.approx(squares[:3], rel=1e-4)
+    assert found["squares"].tolist() == pytest.approx(squares[:3], rel=2 * of_gradients)
 
 
 @pytest.mark.parametrize("name", list(cases()))
