@@ -92,7 +92,7 @@ class TrainStep:
             _, pooled = self.backend.forward(micro.to(device))
             embeddings = pooled.float()
             places = [send(batch.rows[k][h.number], device) for h in self.heads]
-            cut = embeddings.detach()  # the boundary between the two planes
+            cut = embeddings.detach().contiguous()  # the boundary between the two planes
             result = self.sources.micro_step(cut, steps, k, places, batch.slots[k])
             last = k == len(batch.micro) - 1
             self.backend.backward((embeddings * result.gradient).sum(), last=last)
