@@ -70,7 +70,7 @@ def _check_source(config: TrainConfig, source: SourceConfig, found: Findings) ->
         f"source {source.name}: {manifest.samples:,} samples in {len(manifest.shards)} shards"
     )
     if source.labels:
-        _check_labels(source, manifest, found)
+        _check_labels(config, source, manifest, found)
 
 
 def _mismatches(config: TrainConfig, manifest: ShardManifest) -> list[str]:
@@ -87,14 +87,35 @@ def _mismatches(config: TrainConfig, manifest: ShardManifest) -> list[str]:
     ]
 
 
-def _check_labels(source: SourceConfig, manifest: ShardManifest, found: Findings) -> None:
+def _check_labels(
+    config: TrainConfig, source: SourceConfig, manifest: ShardManifest, found: Findings
+) -> None:
     try:
         about = read_description(source.labels, "labels")
         check_fingerprint(Path(source.labels), about, manifest.fingerprint)
     except OvtrainError as error:
         found.data.append(f"source {source.name}: {error}")
         return
-    found.notes.append(f"source {source.name}: {int(about['classes']):,} classes")
+    classes = int(about["classes"])
+    found.notes.append(f"source {source.name}: {classes:,} classes")
+    if source.centroids:
+        found.data += _centroid_problems(source, classes, config.model.size.width)
+
+
+def _centroid_problems(source: SourceConfig, classes: int, width: int) -> list[str]:
+    """Whether the rows of the source's head can start from its centroids."""
+    try:
+        about = read_description(source.centroids, "centroids")
+    except OvtrainError as error:
+        return [f"source {source.name}: {error}"]
+    held = (int(about["clusters"]), int(about["width"]))
+    if held == (classes, width):
+        return []
+    return [
+        f"source {source.name}: {source.centroids} holds {held[0]:,} centroids of width {held[1]}; "
+        f"head.init=centroids needs {classes:,} (the classes) of width {width} (the encoder's); "
+        "use head.init=normal"
+    ]
 
 
 def _check_start(init_from: str, found: Findings) -> None:

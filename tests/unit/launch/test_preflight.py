@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from launch import cli
 from launch.plan import make_plan, plan_lines
 from launch.preflight import preflight
 from ovtrain.config.data import DataConfig, SourceConfig
+from ovtrain.config.head import HeadConfig
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import RunConfig, TrainConfig
 from ovtrain.schema.errors import ConfigError
+from ovtrain.schema.labels import CentroidStore
 from ovtrain.schema.manifest import ShardManifest
 from tests.helpers.shards import write_labels, write_shards
 
@@ -65,6 +68,22 @@ def test_labels_of_other_shards_are_refused(config, tmp_path):
     found = preflight(with_source(config, labels=str(tmp_path / "other")), nproc=1)
     assert len(found.data) == 1
     assert "labels made from shards ffffffffffff" in found.data[0]
+
+
+WIDTHS = [(7, 64, True), (7, 32, False), (8, 64, False)]
+
+
+@pytest.mark.parametrize(("clusters", "width", "fits"), WIDTHS)
+def test_centroids_that_no_head_can_start_from_are_named(config, tmp_path, clusters, width, fits):
+    width = width * config.model.size.width // 64
+    CentroidStore(np.ones((clusters, width), np.float32), "t").write(tmp_path / "centroids")
+    config = with_source(config, centroids=str(tmp_path / "centroids"))
+    found = preflight(replace(config, head=HeadConfig(init="centroids")), nproc=1)
+    wanted = f"holds {clusters} centroids of width {width}"
+    assert any(wanted in text for text in found.data) is not fits
+    config = with_source(config, centroids=str(tmp_path / "nowhere"))
+    found = preflight(replace(config, head=HeadConfig(init="centroids")), nproc=1)
+    assert any("no centroids store here" in text for text in found.data)
 
 
 def test_labels_that_are_absent_are_named(config, tmp_path):
