@@ -124,8 +124,9 @@ def _source_line(config: TrainConfig, plan: Plan, source: SourcePlan) -> str:
         return text + ", head unknown until its labels exist"
     own = config.head_of(source.name)
     rows = head.rows_per_rank(source.classes, plan.nproc)
-    size = head.weight_bytes(own, source.classes, plan.width, plan.nproc)
-    size += head.optimizer_bytes(own, source.classes, plan.width, plan.nproc)
+    shape = (source.classes, plan.width, plan.nproc)
+    size = head.weight_bytes(*shape, own.rows)
+    size += head.optimizer_bytes(*shape, own.optimizer, own.moments)
     return text + (
         f", head {source.classes:,} classes, {rows:,} rows ({size / 2**30:.3f} GiB) per rank, "
         f"{round(own.sample_rate * source.classes):,} sampled per step"

@@ -4,8 +4,6 @@ batch, S sampled centers over all ranks (S = sample_rate * C). Bytes are per ran
 
 from __future__ import annotations
 
-from ovtrain.config.head import HeadConfig
-
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 ROW_STATE = 12
 """Of each row beside its numbers: its steps and the decay it has paid."""
@@ -16,14 +14,20 @@ def rows_per_rank(classes: int, world_size: int) -> int:
     return -(-classes // world_size)
 
 
-def weight_bytes(head: HeadConfig, classes: int, width: int, world_size: int = 1) -> int:
-    return DTYPE_BYTES[head.rows] * rows_per_rank(classes, world_size) * width
+def weight_bytes(classes: int, width: int, world_size: int = 1, rows: str = "fp32") -> int:
+    return DTYPE_BYTES[rows] * rows_per_rank(classes, world_size) * width
 
 
-def optimizer_bytes(head: HeadConfig, classes: int, width: int, world_size: int = 1) -> int:
+def optimizer_bytes(
+    classes: int,
+    width: int,
+    world_size: int = 1,
+    optimizer: str = "adamw",
+    moments: str = "fp32",
+) -> int:
     """The state of every row: first moment, second moment, counts."""
-    first = 0 if head.optimizer == "rowwise_adagrad" else DTYPE_BYTES[head.moments] * width
-    second = 4 * (width if head.optimizer == "adamw" else 1)
+    first = 0 if optimizer == "rowwise_adagrad" else DTYPE_BYTES[moments] * width
+    second = 4 * (width if optimizer == "adamw" else 1)
     return rows_per_rank(classes, world_size) * (first + second + ROW_STATE)
 
 

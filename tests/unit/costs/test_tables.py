@@ -2,7 +2,6 @@
 
 import pytest
 
-from ovtrain.config.head import HeadConfig
 from ovtrain.config.model import PRESETS
 from ovtrain.costs import encoder, head, tokens
 from ovtrain.costs.device import peak_tflops
@@ -46,18 +45,16 @@ def test_whole_job_of_the_paper():
 
 
 def test_dense_head_of_two_million_classes_takes_32_8_gb():
-    dense = HeadConfig(dense_updates=True)
-    parts = [part(dense, 2_000_000, 1024) for part in (head.weight_bytes, head.optimizer_bytes)]
-    gradient = head.dense_gradient_bytes(2_000_000, 1024)
-    assert sum(parts) + gradient == pytest.approx(32.8e9, rel=2e-3)
+    parts = (head.weight_bytes, head.optimizer_bytes, head.dense_gradient_bytes)
+    assert sum(part(2_000_000, 1024) for part in parts) == pytest.approx(32.8e9, rel=2e-3)
 
 
 def test_a_rowwise_head_of_two_million_classes_takes_8_2_gb():
-    rowwise = HeadConfig(rows="bf16", moments="bf16", optimizer="rowwise_adamw")
-    parts = [part(rowwise, 2_000_000, 1024) for part in (head.weight_bytes, head.optimizer_bytes)]
-    assert sum(parts) == pytest.approx(8.2e9, rel=5e-3)
-    adagrad = HeadConfig(rows="bf16", optimizer="rowwise_adagrad")
-    assert head.optimizer_bytes(adagrad, 2_000_000, 1024) == 2_000_000 * 16
+    rows = head.weight_bytes(2_000_000, 1024, rows="bf16")
+    state = head.optimizer_bytes(2_000_000, 1024, optimizer="rowwise_adamw", moments="bf16")
+    assert rows + state == pytest.approx(8.2e9, rel=5e-3)
+    adagrad = head.optimizer_bytes(2_000_000, 1024, optimizer="rowwise_adagrad")
+    assert adagrad == 2_000_000 * 16
 
 
 def test_head_step_of_128_ranks_takes_a_quarter_millisecond_of_math():
