@@ -11,14 +11,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 L2_WEIGHTS = (1e-3, 1e-2, 1e-1)
+ROUNDING = 5e-4
+"""Of the features' size: float32 encoders leave a tenth of it of inputs that are equal."""
 
 
 def linear_probe(
     train: Tensor, train_labels: Tensor, test: Tensor, classes: int, seed: int = 0
 ) -> Tensor:
     """(S_test,) predicted classes."""
-    mean, std = train.mean(0), train.std(0) + 1e-6
-    train, test = (train - mean) / std, (test - mean) / std
+    mean, std = train.mean(0), train.std(0)
+    # A spread of rounding errors is no feature: standardised, it would decide between classes.
+    told = std > ROUNDING * mean.square().mean().sqrt()
+    train, test = ((x - mean) / (std + 1e-6) * told for x in (train, test))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held, fit = order[: len(train) // 5], order[len(train) // 5 :]
     scores: list[float] = []
