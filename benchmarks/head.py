@@ -35,10 +35,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from dispatched import Dispatched
 from measure import interleaved, line
 from peer_heads import PeerHead
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
@@ -54,20 +54,7 @@ OURS: dict[str, dict[str, Any]] = {
     "logistic rowwise": ROWWISE,
     "margin": {"loss": "margin_softmax"},
 }
-NO_WORK = (
-    *("view", "_unsafe_view", "t", "transpose", "slice", "select", "detach", "alias", "expand"),
-    *("unsqueeze", "squeeze", "as_strided", "permute", "split", "unbind", "empty", "lift_fresh"),
-    *(
-        "new_empty",
-        "empty_like",
-        "is_pinned",
-        "_reshape_alias",
-        "empty_strided",
-        "split_with_sizes",
-    ),
-)
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-SYNCS = ("_local_scalar_dense", "nonzero", "_unique2", "is_nonzero", "equal", "unique_dim")
 
 
 class OurHead:
@@ -128,27 +115,10 @@ class Batches:
         return self.embeddings, labels, host.astype(np.int32)
 
 
-class Counted(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches = self.syncs = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function._schema.name.removeprefix("aten::").rstrip("_")
-        masked = name in ("index", "index_put") and any(
-            x is not None and x.dtype == torch.bool for x in args[1]
-        )
-        self.syncs += name in SYNCS or masked
-        self.launches += name not in NO_WORK
-        return function(*args, **(kwargs or {}))
-
-
 class CountedKernels:
     """Kernels that are no operators of torch."""
 
-    def __init__(self, kernels: Any, counted: Counted) -> None:
+    def __init__(self, kernels: Any, counted: Dispatched) -> None:
         self.kernels, self.counted = kernels, counted
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -158,7 +128,7 @@ class CountedKernels:
 
 def count(head: Any, batch: tuple[Tensor, Tensor, np.ndarray]) -> dict[str, int]:
     """Launches and syncs of one step."""
-    counted = Counted()
+    counted = Dispatched()
     owners = [head.head, head.optimizer, head.sources] if isinstance(head, OurHead) else []
     kernels = [owner.kernels for owner in owners]
     for owner in owners:
@@ -167,7 +137,7 @@ def count(head: Any, batch: tuple[Tensor, Tensor, np.ndarray]) -> dict[str, int]
         head.step(*batch)
     for owner, own in zip(owners, kernels, strict=True):
         owner.kernels = own
-    return {"launches": counted.launches, "syncs": counted.syncs}
+    return {"launches": counted.launches, "syncs": len(counted.waits)}
 
 
 def measure(args: argparse.Namespace, rows: int, batch: int, dtype: str, labels: str) -> Any:

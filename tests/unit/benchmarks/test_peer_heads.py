@@ -1,7 +1,5 @@
 """The peers that the head is timed against compute what they claim to."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,17 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
-FOLDER = Path(__file__).parents[3] / "benchmarks"
+from tests.helpers.benchmark_modules import benchmark_module
+
+PeerHead = benchmark_module("peer_heads").PeerHead
 ROWS, WIDTH, SAMPLES, FIRST = 200, 192, 12, 1000
-
-
-@pytest.fixture
-def peer_head(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import peer_heads  # pyright: ignore[reportMissingImports]
-
-    yield peer_heads.PeerHead
-    del sys.modules["peer_heads"]
 
 
 @pytest.fixture
@@ -47,8 +38,8 @@ def cosface(embeddings: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return cross_entropy(64 * (cosines - 0.3 * own), target)
 
 
-def test_one_softmax_over_all_rows_is_cosface(peer_head: Any, batch):
-    head = peer_head(ROWS, WIDTH, FIRST, softmaxes=1, rate=1.0, bf16=False, seed=1)
+def test_one_softmax_over_all_rows_is_cosface(batch):
+    head = PeerHead(ROWS, WIDTH, FIRST, softmaxes=1, rate=1.0, bf16=False, seed=1)
     with torch.no_grad():
         head.weight[(batch[1][0, 0] - FIRST + 7) % ROWS] = batch[0][0]  # a filtered negative
     loss, towards, gradient, before = stepped(head, batch)
@@ -60,8 +51,8 @@ def test_one_softmax_over_all_rows_is_cosface(peer_head: Any, batch):
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.3])
-def test_eight_softmaxes_are_summed_and_their_mean_is_reported(peer_head: Any, batch, rate: float):
-    head = peer_head(ROWS, WIDTH, FIRST, softmaxes=8, rate=rate, bf16=False, seed=3)
+def test_eight_softmaxes_are_summed_and_their_mean_is_reported(batch, rate: float):
+    head = PeerHead(ROWS, WIDTH, FIRST, softmaxes=8, rate=rate, bf16=False, seed=3)
     seen, draw = [], head.draw
     head.draw = lambda column: seen.append((column, draw(column))) or seen[-1][1]
     loss, towards, gradient, before = stepped(head, batch)
@@ -79,8 +70,8 @@ def test_eight_softmaxes_are_summed_and_their_mean_is_reported(peer_head: Any, b
         assert len({tuple(drawn.index.tolist()) for _, drawn in seen}) == 8
 
 
-def test_the_optimizer_moves_every_row(peer_head: Any, batch):
-    head = peer_head(ROWS, WIDTH, FIRST, softmaxes=1, rate=0.1, bf16=True)
+def test_the_optimizer_moves_every_row(batch):
+    head = PeerHead(ROWS, WIDTH, FIRST, softmaxes=1, rate=0.1, bf16=True)
     before = head.weight.detach().clone()
     head.step(*batch)
     assert (head.weight.detach() != before).any(1).all()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
@@ -16,7 +13,10 @@ from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.ops.class_kernels import TorchKernels
 from ovtrain.optim.sparse_rows import SparseRows
+from tests.helpers.benchmark_modules import benchmark_module
 from tests.helpers.training import world
+
+Dispatched = benchmark_module("dispatched").Dispatched
 
 
 def labels(samples: int, classes: int) -> np.ndarray:
@@ -76,29 +76,6 @@ def test_bfloat16_gradients_are_close_to_those_of_float32(loss: str, limit: floa
         assert (a - b).norm() < limit * a.norm()
 
 
-class Waits(TorchDispatchMode):
-    """Names the operators that would make the host wait for a device, if one held the tensors."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "is_nonzero", "equal", "masked_select")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.seen = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function._schema.name.removeprefix("aten::").rstrip("_")
-        self.seen += 1
-        masked = name in ("index", "index_put") and any(
-            x is not None and x.dtype == torch.bool for x in args[1]
-        )
-        if name in self.WAITING or masked:
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("loss", ["logistic", "margin_softmax", "mlcd"])
 def test_nothing_in_a_step_waits_for_the_device(loss: str):
     config = HeadConfig(loss=loss)
@@ -106,11 +83,11 @@ def test_nothing_in_a_step_waits_for_the_device(loss: str):
     optimizer = SparseRows(head.rows, head.config, OptimConfig(), first_row=0, seed=0)
     head.kernels = optimizer.kernels = TorchKernels()  # operators that a GPU would run, too
     pooled, clip = torch.randn(32, 32), torch.tensor(0.5)
-    with Waits() as waits:
+    with Dispatched() as step:
         *_, taken = step_of(head, pooled, labels(32, 4000))
         optimizer.step(taken.rows.index, taken.rows.gradient, 1e-3, 0, clip)
-    assert waits.found == []
-    assert waits.seen > 50
-    with Waits() as control:
+    assert step.waits == []
+    assert step.launches > 50
+    with Dispatched() as control:
         float(pooled.sum())
-    assert control.found == ["_local_scalar_dense"]
+    assert control.waits == ["_local_scalar_dense"]
