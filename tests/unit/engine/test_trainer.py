@@ -19,6 +19,7 @@ from ovtrain.engine.state import TrainState
 from ovtrain.engine.trainer import NonFiniteLoss, Trainer, UnsoundEmbedding
 from ovtrain.models.encoder import build_encoder
 from ovtrain.schema.errors import CheckpointError, ConfigError, LabelError
+from ovtrain.schema.labels import CentroidStore
 from tests.helpers.shards import write_shards
 from tests.helpers.training import computed, fit, metrics, typed_config, world
 
@@ -133,6 +134,23 @@ def test_a_label_that_is_no_class_names_source_and_sample(setup_folder, tmp_path
     assert "source video" in text
     assert "label 40" in text
     assert "0 to 39" in text
+    parts.loader.close()
+
+
+def test_a_head_of_a_source_starts_from_its_centroids(setup_folder, tmp_path):
+    config = small(setup_folder, tmp_path)
+    width = build_encoder(config.model, 0).width
+    centroids = np.random.default_rng(0).normal(size=(40, width)).astype(np.float32)
+    CentroidStore(centroids, "teacher").write(tmp_path / "centroids")
+    first, *rest = config.data.sources
+    first = replace(first, centroids=str(tmp_path / "centroids"))
+    config = replace(config, data=replace(config.data, sources=[first, *rest]))
+    config = replace(config, heads={first.name: {"init": "centroids"}})
+    parts = build(config, world())
+    started, other = (h.head for h in parts.heads)
+    cosines = torch.cosine_similarity(started.rows, torch.tensor(centroids))
+    assert torch.allclose(cosines, torch.ones(40), atol=1e-6)
+    assert other.config.init == "normal"
     parts.loader.close()
 
 
