@@ -64,17 +64,24 @@ class Arm:
 def arms() -> dict[str, Arm]:
     base = HeadConfig()
     margin, mlcd = HeadConfig(loss="margin_softmax"), HeadConfig(loss="mlcd")
-    found = {
+
+    def logistic(pushes: float, **fields: Any) -> Arm:
+        """``pushes``: what all negatives weigh at the start, in positives."""
+        return Arm(replace(base, bias=math.log(pushes / CENTERS), **fields))
+
+    return {
         "logistic": Arm(base),
         **{f"logistic scale {s}": Arm(replace(base, scale=float(s))) for s in (5, 20, 40)},
         "logistic bias 0": Arm(replace(base, bias=0.0)),
-        "logistic bias -4": Arm(replace(base, bias=-4.0)),
-        "logistic bias -10": Arm(replace(base, bias=-10.0)),
+        **{f"logistic bias log({b} / C)": logistic(b) for b in (10, 0.1, 0.01)},
+        **{f"logistic scale {s}, log(0.1 / C)": logistic(0.1, scale=float(s)) for s in (5, 20)},
         "logistic reduction sample": Arm(replace(base, reduction="sample")),
         "logistic plain negatives": Arm(replace(base, negatives="plain")),
+        "logistic, negatives per positive": Arm(base, apart=True),
         "logistic r=1": Arm(replace(base, sample_rate=1.0)),
         "logistic r=0.02": Arm(replace(base, sample_rate=0.02)),
         "logistic r=0.02 plain": Arm(replace(base, sample_rate=0.02, negatives="plain")),
+        "logistic r=0.02, log(10 / C)": logistic(10, sample_rate=0.02),
         "margin": Arm(margin),
         "margin scale 16": Arm(replace(margin, scale=16.0)),
         "margin plain negatives": Arm(replace(margin, negatives="plain")),
@@ -88,7 +95,6 @@ def arms() -> dict[str, Arm]:
         ),
         "logistic adagrad": Arm(replace(base, optimizer="rowwise_adagrad")),
     }
-    return found
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def fingerprint(arm: Arm) -> str:
     """Of all that a run depends on beside its seed: an older study's lines do not count."""
     study = (CLASSES, KINDS, LATENT, NUISANCE, SEEN, CENTERS, TRAIN, HELD, LABELS, WIDTH)
-    whole = (asdict(arm), asdict(OPTIM), study, STEPS, BATCH)
+    head = asdict(arm.config.resolved(CENTERS))
+    whole = (head, arm.apart, asdict(OPTIM), study, STEPS, BATCH)
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
 
 

@@ -38,7 +38,8 @@ class HeadConfig:
                        margin))
     sample_rate        share of the centers drawn per step (1 = all); positives are always kept
     scale, margin      null: 10 (logistic), 64 and 0.3 (margin_softmax), 64 and 0 (mlcd)
-    bias               logistic alone; null: log(10 / C), C the classes of the source
+    bias               logistic alone; null: log(1 / C), C the classes of the source: at the start
+                       all negatives together push about as hard as one positive pulls
     interclass_filter  margin_softmax alone: negative cosines above it count as 0; null: 0.75
     reduction          ``positive``: a sample's sum is divided by its positives; ``sample``: it is
                        not. Then the mean over samples. mlcd knows ``sample`` alone
@@ -108,5 +109,5 @@ class HeadConfig:
         """With every ``null`` replaced by what it means for this loss and ``classes`` centers."""
         values = {k: v for k, v in DEFAULTS[self.loss].items() if getattr(self, k) is None}
         if self.loss == "logistic" and self.bias is None:
-            values["bias"] = math.log(10 / classes)
+            values["bias"] = -math.log(classes)
         return replace(self, **values)  # type: ignore[arg-type]
