@@ -52,6 +52,7 @@ class MultiSource:
         self.world = world
         self.kernels = kernels_for(world.device.type)
         self.buffers = Buffers(world.device)
+        self._numbers = torch.arange(0, device=world.device)
 
     def micro_step(
         self,
@@ -69,8 +70,9 @@ class MultiSource:
         """
         unit = self.buffers.empty("unit", tuple(pooled.shape), torch.float32)
         inverse = pooled.new_empty(len(pooled))
-        everyone = torch.arange(len(pooled), device=pooled.device)
-        self.kernels.unit_rows(pooled, everyone, unit, inverse)
+        if len(self._numbers) < len(pooled):
+            self._numbers = torch.arange(len(pooled), device=pooled.device)
+        self.kernels.unit_rows(pooled, self._numbers[: len(pooled)], unit, inverse)
         sound = inverse < 1e12  # neither NaN nor the inverse of a norm that counts as 1e-12
         dtypes = {step.head.dtype for step in steps if step is not None}
         wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -81,14 +83,19 @@ class MultiSource:
             for step, where in zip(steps, places, strict=True)
         ]
         sums = _global_statistics([s for s in streams if s is not None], self.world)
-        gradient = self.buffers.empty("gradient", tuple(gathered.shape), torch.float32).zero_()
+        gradient = self.buffers.empty("gradient", tuple(gathered.shape), torch.float32)
+        taken = [where for stream, where in zip(streams, places, strict=True) if stream is not None]
+        if sum(map(len, taken)) < len(gradient):
+            gradient.zero_()
         losses = torch.zeros(len(steps), device=pooled.device)
         for h, (step, stream) in enumerate(zip(steps, streams, strict=True)):
             if step is None or stream is None:
                 continue
             statistics = sums.pop(0) if stream.exponential else None
             losses[h], towards = _finish(stream, statistics, self.world)
-            gradient.index_copy_(0, places[h], towards.mul_(step.weight))
+            if step.weight != 1:
+                towards.mul_(step.weight)
+            gradient.index_copy_(0, places[h], towards)
         mine = reduce_scatter_slots(gradient, slots, self.world.group)[: len(pooled)]
         inverse = inverse.masked_fill(~sound, 0.0)
         self.kernels.tangent(mine, unit, inverse, torch.empty_like(inverse))

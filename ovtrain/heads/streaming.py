@@ -119,7 +119,7 @@ class Stream:
         loss = torch.zeros_like(coefficient)
         gradient = self._gradient()
         pulls = torch.zeros_like(self.targets.active)
-        for first, last, sample, column, slots in self._tiles():
+        for number, (first, last, sample, column, slots) in enumerate(self._tiles()):
             cosines = self._tile(last - first, self.e.dtype)
             torch.mm(self.e, self.rows.unit[first:last].T, out=cosines)
             z = cosines[sample, column].float() * self.scale + bias
@@ -129,7 +129,8 @@ class Stream:
             own = coefficient[sample] * self.targets.active[slots]
             loss.index_add_(0, sample, own * softplus(-z))
             pulls[slots] = -self.scale * own * torch.sigmoid(-z)
-            self._spend(cosines, (first, last), (sample, column), pulls[slots], gradient)
+            pull, fresh = pulls[slots], number == 0
+            self._spend(cosines, (first, last), (sample, column), pull, gradient, fresh=fresh)
         self._pull(pulls, gradient)
         return loss, gradient
 
@@ -166,7 +167,8 @@ class Stream:
         """The gradient of the embeddings (B, D)."""
         gradient = self._gradient()
         pulls = -self.scale * self.targets.active * pull[self.targets.sample, self.targets.slot]
-        for first, last, sample, column, slots in self._tiles(backwards=True):
+        tiles = self._tiles(backwards=True)
+        for number, (first, last, sample, column, slots) in enumerate(tiles):
             if found.last:
                 cosines = found.last.pop()
             else:
@@ -177,13 +179,14 @@ class Stream:
                 out = self._tile(last - first, self.e.dtype)
             tile = self._exponential_tile(cosines, push, first, last)
             self.kernels.exponential(tile, self._ceiling, found.peak, out)
-            self._spend(out, (first, last), (sample, column), pulls[slots], gradient)
+            pull, fresh = pulls[slots], number == 0
+            self._spend(out, (first, last), (sample, column), pull, gradient, fresh=fresh)
         self._pull(pulls, gradient)
         return gradient
 
     def _gradient(self) -> Tensor:
-        """(B, D) float32 zeros."""
-        return self.buffers.empty("towards", tuple(self.e.shape), torch.float32).zero_()
+        """(B, D) float32, which the first tile fills."""
+        return self.buffers.empty("towards", tuple(self.e.shape), torch.float32)
 
     def _tile(self, columns: int, dtype: torch.dtype) -> Tensor:
         return self.buffers.empty("tile", (len(self.e), columns), dtype)
@@ -216,26 +219,31 @@ class Stream:
         pairs: tuple[Tensor, Tensor],
         pulls: Tensor,
         gradient: Tensor,
+        *,
+        fresh: bool,
     ) -> None:
-        """Add what the tile's gradient (B, T) gives: to the embeddings' and, with the positives'
-        ``pulls`` put in, to the rows'."""
+        """Add what the tile's gradient (B, T) gives: to the embeddings', which is ``fresh`` before
+        the first tile, and, with the positives' ``pulls`` put in, to the rows'."""
         first, last = span
-        self._add(gradient, tile, self.rows.unit[first:last])
+        self._add(gradient, tile, self.rows.unit[first:last], fresh=fresh)
         tile[pairs] = pulls.to(tile.dtype)
         to = self.rows.gradient[first:last]
-        if self.rows.started or to.dtype != tile.dtype:
-            self._add(to if self.rows.started else to.zero_(), tile.T, self.e)
-        else:
-            torch.mm(tile.T, self.e, out=to)
+        self._add(to, tile.T, self.e, fresh=not self.rows.started)
 
-    def _add(self, to: Tensor, a: Tensor, b: Tensor) -> None:
-        """to += a @ b, ``to`` in float32 or in the products' dtype."""
+    def _add(self, to: Tensor, a: Tensor, b: Tensor, *, fresh: bool) -> None:
+        """to += a @ b (= where it is ``fresh``), in float32 or in the products' dtype."""
         if to.dtype == a.dtype:
-            to.addmm_(a, b)
+            if fresh:
+                torch.mm(a, b, out=to)
+            else:
+                to.addmm_(a, b)
+            return
+        product = self.buffers.empty("product", tuple(to.shape), a.dtype)
+        torch.mm(a, b, out=product)
+        if fresh:
+            to.copy_(product)
         else:
-            product = self.buffers.empty("product", tuple(to.shape), a.dtype)
-            wide = self.buffers.empty("wide product", tuple(to.shape), to.dtype)
-            to += wide.copy_(torch.mm(a, b, out=product))
+            to += self.buffers.empty("wide product", tuple(to.shape), to.dtype).copy_(product)
 
     def _pull(self, pulls: Tensor, gradient: Tensor) -> None:
         """Add the positives' part to the embeddings' gradient, in float32: it is large, lies mostly
