@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+SLACK = 16
+"""A sixteenth more than asked for: draws vary by some rows, and pages not touched cost nothing."""
+
 
 class Buffers:
     """Uninitialised tensors by name. A name's memory is used again by its next ``empty``."""
@@ -25,7 +28,7 @@ class Buffers:
         count, key = math.prod(shape), (name, dtype)
         held = self._held.get(key)
         if held is None or len(held) < count:
-            held = self._held[key] = torch.empty(count, dtype=dtype)
+            held = self._held[key] = torch.empty(count + count // SLACK, dtype=dtype)
         return held[:count].view(shape)
 
 
