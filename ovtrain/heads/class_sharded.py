@@ -130,8 +130,8 @@ class ClassShardedHead:
     def stream(self, embeddings: Tensor, plan: Plan, k: int, rows: DrawnRows) -> Stream:
         """The loss of micro-step ``k``'s samples of this source on all ranks, given their unit
         ``embeddings`` (B, D), ready to be computed."""
-        present = embeddings.norm(dim=1) > 0
         targets = self._targets(plan, k, len(rows.weight))
+        present = embeddings.abs().amax(1) > 0
         targets = replace(targets, coefficient=targets.coefficient * present)
         e = embeddings.to(self.dtype)
         return Stream(self.config, self.kernels, self.buffers, rows, targets, e)
