@@ -133,6 +133,8 @@ class ProbeJob:
     def encode(self, encoder: Encoder, split: Split, spec: ViewSpec) -> tuple[Tensor, Tensor]:
         """tokens (S, n, D) bfloat16, pooled (S, D) float32."""
         c = self.config
+        # Blanked clips differ in rounding errors alone, and those of bfloat16 look like features.
+        bf16 = c.bf16 and spec.control != "blanked"
         parts = list(
             encode(
                 encoder.eval(),
@@ -141,7 +143,7 @@ class ProbeJob:
                 spec,
                 size=c.batch,
                 workers=c.workers,
-                bf16=c.bf16,
+                bf16=bf16,
             )
         )
         return (
