@@ -75,8 +75,18 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """size: picture side in pixels; clip_frames: frames of a clip, all of them on the 64-grid;
-    token_budget: tokens per video sample; chunks: frames of the frames and tiling views."""
+    """size             picture side in pixels
+    clip_frames        frames of a clip, all of them on the 64-grid
+    token_budget       tokens per video sample
+    chunks             frames of the frames and tiling views
+    workers            processes that make samples; 0: this process does, and a file that kills a
+                       decoder kills the run
+    sample_timeout_s   a worker that takes longer for a sample is killed, and the sample skipped
+    worker_memory_mib  most data that a worker may hold; beyond it the sample is skipped
+    prefetch           batches made ahead
+    cache_dir          folder for the raw frames of clips, or ""
+    max_bad_in_a_row   unreadable samples in a row that stop the run
+    """
 
     sources: list[SourceConfig] = field(default_factory=list[SourceConfig])
     size: int = 224
@@ -87,6 +97,8 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     image_decoder: str = "pillow"
     workers: int = 4
+    sample_timeout_s: float = 30.0
+    worker_memory_mib: int = 2048
     prefetch: int = 2
     cache_dir: str = ""
     max_bad_in_a_row: int = 100
@@ -108,9 +120,9 @@ class DataConfig:
             found += broken(source, f"source {source.name}: ", of_source)
         found += not_among(self, "data.", {"image_decoder": IMAGE_DECODERS})
         sizes = ("size", "clip_frames", "token_budget", "chunks")
-        return found + broken(
-            self, "data.", {POSITIVE: (*sizes, "workers", "prefetch", "max_bad_in_a_row")}
-        )
+        bounds = ("sample_timeout_s", "worker_memory_mib", "prefetch", "max_bad_in_a_row")
+        rules = {POSITIVE: (*sizes, *bounds), NOT_NEGATIVE: ("workers",)}
+        return found + broken(self, "data.", rules)
 
 
 def mixture_counts(sources: Sequence[SourceConfig], global_batch: int) -> list[int]:

@@ -36,6 +36,9 @@ class Augmentation:
         return table[pixels]
 
 
+UNCHANGED = Augmentation()
+
+
 def kept_tokens(count: int, keep: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Sorted rows of the tokens that stay; at least one."""
     kept = max(1, round(count * keep))

@@ -1,56 +1,107 @@
-"""Decoded clips of one source, through an optional cache folder of raw frames.
+"""Patches of one clip: frames are decoded, one at a time, and only what is wanted of them is kept.
 
-A cached clip is ``{content}/{i}.npy``, (T, H, W, 3) uint8, written once and memory-mapped, so that
-the processes of a machine share it and only the frames that a view needs are touched. ``content``
-hashes the shards' own hashes: other shards with the same sample keys get a folder of their own.
+A clip may have a cache file of its raw frames, (T, H, W, 3) uint8, written once and memory-mapped,
+so that the processes of a machine share it and only the frames that a view needs are touched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ovtrain.data.augment import UNCHANGED, Augmentation
+from ovtrain.data.clock import Clock
 from ovtrain.data.decode.base import Pixels
-from ovtrain.data.decode.pyav import decode_clip
+from ovtrain.data.decode.pyav import decode_frames
 from ovtrain.data.shards import ShardReader
+from ovtrain.data.views import IntArray, gather_patches
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import MediaError
+from ovtrain.schema.grid import PatchGrid
 from ovtrain.schema.sample import CLIP
 
 
-class ClipReader:
-    def __init__(self, reader: ShardReader, cache_dir: str = "") -> None:
-        self.reader = reader
-        self.cache = Path(cache_dir) / reader.manifest.content if cache_dir else None
+@dataclass(frozen=True)
+class Clip:
+    """An encoded clip that ``read`` gives, of frames as large as ``grid``; ``cache``: its file of
+    raw frames, or ""."""
 
-    def frames(self, i: int, wanted: list[int]) -> Pixels:
-        """(len(wanted), H, W, 3) frames of sample i. Raises MediaError."""
-        if self.cache is None:
-            return self._checked(i, decode_clip(self._clip(i), self.reader.name(i), wanted))
-        path = self.cache / f"{i}.npy"
+    read: Callable[[], bytes]
+    where: str
+    grid: PatchGrid
+    cache: str = ""
+    clock: Clock = field(default_factory=Clock)
+
+    def patches(self, where: IntArray, draw: Augmentation = UNCHANGED) -> Pixels:
+        """(N, 3) places -> (N, 3*p*p) uint8. Only the frames of ``where`` are converted, nothing
+        behind the last of them is decoded. Raises MediaError."""
+        patch = self.grid.patch
+        out = np.empty((len(where), 3 * patch * patch), np.uint8)
+        order = np.argsort(where[:, 0], kind="stable")
+        numbers, starts = np.unique(where[order, 0], return_index=True)
+        rows = dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
+        frames = self.frames(list(rows))
+        while rows:
+            with self.clock("decode"):
+                number, frame = next(frames)
+            with self.clock("crop"):
+                wanted = rows.pop(number)
+                places = where[wanted] * np.array([0, 1, 1])
+                out[wanted] = gather_patches(frame[None], places, patch, draw.offset)
+        with self.clock("crop"):
+            return draw.lighten(out)
+
+    def frames(self, wanted: list[int]) -> Iterator[tuple[int, Pixels]]:
+        """(number, (H, W, 3) uint8) of the ``wanted`` frames, which are sorted. Raises
+        MediaError."""
+        if not self.cache:
+            return self._decoded(wanted)
+        path = Path(self.cache)
         try:
             clip = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):
-            clip = self._decode_into(path, i)
-        return np.asarray(clip[wanted])
+            every = list(range(self.grid.frames))
+            clip = np.stack([frame for _, frame in self._decoded(every)])
+            with atomic_open(path, sync=False) as handle:
+                np.save(handle, clip)
+        return ((number, clip[number]) for number in wanted)
 
-    def _clip(self, i: int) -> bytes:
-        return self.reader.member(i, CLIP)
+    def _decoded(self, wanted: list[int]) -> Iterator[tuple[int, Pixels]]:
+        size = (self.grid.height * self.grid.patch, self.grid.width * self.grid.patch)
+        found = -1
+        for found, frame in decode_frames(self._bytes(), self.where, set(wanted)):
+            if frame.shape[:2] != size:
+                raise MediaError(
+                    self.where,
+                    f"other size (frames of {frame.shape[0]} x {frame.shape[1]})",
+                    allowed=f"{size[0]} x {size[1]}",
+                )
+            yield found, frame
+        if found != wanted[-1]:
+            raise MediaError(self.where, f"too few frames (no frame {wanted[-1]})")
 
-    def _decode_into(self, path: Path, i: int) -> Pixels:
-        frames = range(self.reader.manifest.frames)
-        clip = self._checked(i, decode_clip(self._clip(i), self.reader.name(i), frames))
-        with atomic_open(path, sync=False) as handle:
-            np.save(handle, clip)
-        return clip
+    def _bytes(self) -> bytes:
+        with self.clock("read"):
+            return self.read()
 
-    def _checked(self, i: int, clip: Pixels) -> Pixels:
-        m = self.reader.manifest
-        if clip.shape[1:3] != (m.height, m.width):
-            raise MediaError(
-                self.reader.name(i),
-                f"frames of {clip.shape[1]} x {clip.shape[2]}",
-                allowed=f"{m.height} x {m.width}",
-            )
-        return clip
+
+class ClipReader:
+    """The clips of a source. Cache files are ``{content}/{i}.npy``: ``content`` hashes the shards'
+    own hashes, so other shards with the same sample keys get a folder of their own."""
+
+    def __init__(self, reader: ShardReader, cache_dir: str = "") -> None:
+        self.reader = reader
+        m = reader.manifest
+        self.grid = PatchGrid.from_pixels(m.frames, m.height, m.width, m.patch)
+        self.cache = Path(cache_dir) / m.content if cache_dir else None
+
+    def cache_file(self, i: int) -> str:
+        return str(self.cache / f"{i}.npy") if self.cache else ""
+
+    def clip(self, i: int) -> Clip:
+        return Clip(
+            lambda: self.reader.member(i, CLIP), self.reader.name(i), self.grid, self.cache_file(i)
+        )

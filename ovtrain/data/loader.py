@@ -8,10 +8,11 @@ without labels, named and counted; a long row of them stops the run.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,21 +21,60 @@ from torch import Tensor
 from ovtrain.config.data import DataConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch, PackedSample, pack
-from ovtrain.data.decode.base import ImageDecoder, PillowImages
+from ovtrain.data.clock import STAGES
+from ovtrain.data.making import Made, SampleTask
 from ovtrain.data.order import StepPlan
+from ovtrain.data.pool import DaliPictures, SamplePool
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World
 from ovtrain.schema.errors import CheckpointError, ManifestError, MediaError
+from ovtrain.schema.isolated import Failure
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that could not be read: ``shard.tar/key`` and the reason."""
+    """A sample that could not be made: its source, ``shard.tar/key``, and why: a category, details
+    in parentheses."""
 
+    source: str
     name: str
     reason: str
+
+
+class Loading:
+    """Where this rank's loading spent its time since the last ``read``."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._samples, self._ready = 0, list[int]()
+
+    def add(self, batch: StepBatch) -> None:
+        for stage, value in batch.seconds.items():
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + value
+        self._samples += sum(micro.samples for micro in batch.micro)
+        self._ready.append(batch.ready)
+
+    def read(self) -> dict[str, float]:
+        """{"data_ms/STAGE": work per sample, "batches_ready": fewest that were waiting}; {} where
+        nothing was loaded."""
+        if not self._ready:
+            return {}
+        found = {f"data_ms/{s}": 1e3 * v / self._samples for s, v in self._seconds.items()}
+        found["batches_ready"] = min(self._ready)
+        self._seconds, self._samples, self._ready = {}, 0, []
+        return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A sample under way: ``made`` waits for it."""
+
+    source: Source
+    place: int
+    task: SampleTask
+    made: Callable[[], Made | Failure]
 
 
 @dataclass(frozen=True)
@@ -44,12 +84,16 @@ class StepBatch:
     bad: samples that could not be read; a placeholder without labels stands in for each.
     slots[k]: most samples that any rank holds in micro-step k, the padded size of its gathers;
     rows[k][s]: (B,) int64 places of source s's samples in what is gathered.
+    seconds: work by stage, summed over samples; ready: batches that were waiting when this one was
+    asked for, itself included.
     """
 
     micro: list[PackedBatch]
     slots: list[int]
     rows: list[list[Tensor]]
     bad: list[BadSample]
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    ready: int = 0
 
     def without_patches(self) -> StepBatch:
         """What names the samples, to be kept while the step's metrics are unread."""
@@ -65,10 +109,10 @@ class Loader:
         counts = mixture_counts(data.sources, config.run.global_batch)
         self.plan = StepPlan.build(counts, world.size, config.run.micro_batch)
         self.consumed = [0] * len(self.sources)
-        self._bad: list[BadSample] = []
-        self._bad_in_a_row = 0
-        self._images = image_decoder(data, world)
-        self._clip_pool = ThreadPoolExecutor(data.workers, "clips")
+        self._bad_in_a_row, self._closing = 0, False
+        self._images = batched_images(data, world)
+        self._pool = SamplePool(data)
+        self._planner = ThreadPoolExecutor(1, "asks")
         self._assembler = ThreadPoolExecutor(1, "batches")
         self._ahead: deque[Future[StepBatch]] = deque()
         self._next = 0
@@ -130,18 +174,24 @@ class Loader:
                 done + self._next * count
                 for done, count in zip(self.consumed, self.plan.counts, strict=True)
             ]
-            self._ahead.append(self._assembler.submit(self._assemble, starts))
+            asked = self._planner.submit(self._ask, starts)
+            self._ahead.append(self._assembler.submit(self._assemble, asked))
             self._next += 1
+        ready = sum(future.done() for future in self._ahead)
         batch = self._ahead.popleft().result()
         self._next -= 1
         for s, count in enumerate(self.plan.counts):
             self.consumed[s] += count
-        return batch
+        return replace(batch, ready=ready)
 
     def close(self) -> None:
+        self._closing = True
         self._drop_ahead()
+        self._pool.close()
+        if self._images is not None:
+            self._images.close()
+        self._planner.shutdown()
         self._assembler.shutdown()
-        self._clip_pool.shutdown()
         for source in self.sources:
             source.reader.close()
 
@@ -151,63 +201,79 @@ class Loader:
         self._ahead.clear()
         self._next = 0
 
-    def _assemble(self, starts: list[int]) -> StepBatch:
+    def _ask(self, starts: list[int]) -> list[list[_Asked]]:
+        """Have the samples of a step made; per micro-step, in packing order."""
+        return [
+            [
+                asked
+                for source, start in zip(self.sources, starts, strict=True)
+                for asked in self._ask_source(source, start, k)
+            ]
+            for k in range(self.plan.micro_steps)
+        ]
+
+    def _ask_source(self, source: Source, start: int, k: int) -> list[_Asked]:
+        places = [start + p for p in self.plan.places(source.number, self.world.rank, k)]
+        tasks = [source.task(g) for g in places]
+        if source.is_video or self._images is None:
+            made = [self._pool.submit(task).result for task in tasks]
+        else:
+            made = self._images.submit(tasks)
+        return [_Asked(source, *asked) for asked in zip(places, tasks, made, strict=True)]
+
+    def _assemble(self, asked: Future[list[list[_Asked]]]) -> StepBatch:
+        micro, bad = list[PackedBatch](), list[BadSample]()
+        seconds: dict[str, float] = dict.fromkeys((*STAGES, "pack"), 0.0)
+        for part in asked.result():
+            samples = [self._taken(one, bad, seconds) for one in part]
+            began = time.perf_counter()
+            micro.append(pack(samples or [self.sources[0].placeholder()]))
+            seconds["pack"] += time.perf_counter() - began
         micro_steps = range(self.plan.micro_steps)
-        sources = range(len(self.sources))
-        micro = [self._micro(starts, k) for k in micro_steps]
-        bad, self._bad = self._bad, []
         return StepBatch(
             micro,
             [self.plan.slots(k) for k in micro_steps],
             [
-                [torch.from_numpy(self.plan.gathered_rows(s, k)) for s in sources]
+                [torch.from_numpy(self.plan.gathered_rows(s.number, k)) for s in self.sources]
                 for k in micro_steps
             ],
             bad,
+            seconds,
         )
 
-    def _micro(self, starts: list[int], k: int) -> PackedBatch:
-        samples: list[PackedSample] = []
-        for source, start in zip(self.sources, starts, strict=True):
-            places = self.plan.places(source.number, self.world.rank, k)
-            samples += self._samples(source, [start + place for place in places])
-        return pack(samples or [self.sources[0].placeholder()])
-
-    def _samples(self, source: Source, places: list[int]) -> list[PackedSample]:
-        if source.is_video:
-            found = list(self._clip_pool.map(lambda g: _video_or_error(source, g), places))
-        else:
-            found = source.build_images(places, self._images)
-        return [self._kept(source, sample) for sample in found]
-
-    def _kept(self, source: Source, sample: PackedSample | MediaError) -> PackedSample:
-        if not isinstance(sample, MediaError):
+    def _taken(
+        self, asked: _Asked, bad: list[BadSample], seconds: dict[str, float]
+    ) -> PackedSample:
+        """The sample that was asked for, or a placeholder, and then a line in ``bad``."""
+        source, made = asked.source, asked.made()
+        if isinstance(made, Made):
+            for stage, value in made.seconds.items():
+                seconds[stage] += value
             self._bad_in_a_row = 0
-            return sample
-        log.warning("skipped %s", sample)
-        self._bad.append(BadSample(sample.where, str(sample)))
+            return source.sample(asked.place, made, asked.task.view)
+        if self._closing:  # its worker was ended
+            return source.placeholder()
+        where = asked.task.where
+        log.warning("source %s: skipped %s: %s", source.config.name, where, made.reason)
+        bad.append(BadSample(source.config.name, where, made.reason))
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= self.config.data.max_bad_in_a_row:
             raise MediaError(
                 str(source.reader.folder),
-                f"{self._bad_in_a_row} unreadable samples in a row, the last {sample.where}",
+                f"{self._bad_in_a_row} unreadable samples in a row, the last {where} "
+                f"({made.reason})",
                 fix="run `ovtrain data verify` on this folder",
             )
         return source.placeholder()
 
 
-def image_decoder(data: DataConfig, world: World) -> ImageDecoder:
-    """The image decoder that ``data.image_decoder`` names, for this rank's device."""
-    if data.image_decoder == "dali":
-        from ovtrain.data.decode.dali import DaliImages
+def batched_images(data: DataConfig, world: World) -> DaliPictures | None:
+    """Pictures are made by the workers, one by one; where ``data.image_decoder`` is dali, together
+    by DALI, on this rank's device."""
+    if data.image_decoder != "dali":
+        return None
+    from ovtrain.data.decode.dali import DaliImages
 
-        device = world.local_rank if world.device.type == "cuda" else None
-        return DaliImages(data.size, threads=data.workers, device_id=device)
-    return PillowImages(data.size)
-
-
-def _video_or_error(source: Source, g: int) -> PackedSample | MediaError:
-    try:
-        return source.build_video(g)
-    except MediaError as error:
-        return error
+    device = world.local_rank if world.device.type == "cuda" else None
+    threads = max(data.workers, 1)
+    return DaliPictures(data, DaliImages(data.size, threads=threads, device_id=device))

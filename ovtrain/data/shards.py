@@ -1,13 +1,12 @@
 """ShardReader: random access to the samples of one source through the tars' byte offsets.
 
 The tars stay plain WebDataset; the ``.npz`` index beside each gives the offsets. Samples are
-numbered 0..S-1 in shard order. Reads are memory-mapped and thread-safe.
+numbered 0..S-1 in shard order. Thread-safe.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate
@@ -16,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ovtrain.data.tars import Member, TarFiles
 from ovtrain.schema.errors import ManifestError, MediaError
+from ovtrain.schema.grid import PatchGrid
 from ovtrain.schema.manifest import ShardIndex, ShardManifest, fingerprint
 from ovtrain.schema.sample import ENERGY, MEMBERS, META, SampleMeta
 
@@ -36,8 +37,7 @@ class ShardReader:
         names = [shard.name for shard in self.manifest.shards]
         self._indexes = [ShardIndex.read(self._index_path(name)) for name in names]
         self._starts = list(accumulate((len(i.keys) for i in self._indexes), initial=0))
-        self._maps: dict[int, mmap.mmap] = {}
-        self._members = {name: at for at, name in enumerate(MEMBERS[self.manifest.kind])}
+        self._files = TarFiles()
         if check and fingerprint(self.keys) != self.manifest.fingerprint:
             raise ManifestError(
                 str(self.folder),
@@ -62,41 +62,42 @@ class ShardReader:
 
     def member(self, i: int, name: str) -> bytes:
         """Payload of one member of sample i. Raises MediaError where the tar is cut short."""
-        shard = bisect_right(self._starts, i) - 1
-        index = self._indexes[shard]
-        row, column = i - self._starts[shard], self._members[name]
-        offset, size = int(index.offsets[row, column]), int(index.sizes[row, column])
-        data = self._map(shard)[offset : offset + size]
-        if len(data) != size:
-            raise MediaError(self.name(i), f"{name} is cut short ({len(data)} of {size} bytes)")
-        return data
+        return self._files.read(self.locate(i)[name], self.name(i))
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            with open(self.folder / self.manifest.shards[shard].name, "rb") as handle:
-                self._maps[shard] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
+    def locate(self, i: int) -> dict[str, Member]:
+        """Where each member of sample i lies, by name."""
+        shard = bisect_right(self._starts, i) - 1
+        index, row = self._indexes[shard], i - self._starts[shard]
+        path = str(self.folder / self.manifest.shards[shard].name)
+        places = zip(index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True)
+        return {
+            name: Member(name, path, *place)
+            for name, place in zip(MEMBERS[self.manifest.kind], places, strict=True)
+        }
 
     def meta(self, i: int) -> SampleMeta:
         return SampleMeta.from_json(self.member(i, META), self.name(i))
 
     def energy(self, i: int) -> npt.NDArray[np.uint16]:
         """(T, H, W) uint16 energies of a video sample. Raises MediaError."""
-        try:
-            energy = np.load(io.BytesIO(self.member(i, ENERGY)), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise MediaError(self.name(i), f"{ENERGY} is damaged ({error})") from error
         m = self.manifest
-        expected = (m.frames, m.height // m.patch, m.width // m.patch)
-        if energy.dtype != np.uint16 or energy.shape != expected:
-            raise MediaError(
-                self.name(i),
-                f"{ENERGY} is {energy.dtype} {energy.shape}",
-                allowed=f"uint16 {expected}",
-            )
-        return energy
+        grid = PatchGrid.from_pixels(m.frames, m.height, m.width, m.patch)
+        return read_energy(self.member(i, ENERGY), grid, self.name(i))
 
     def close(self) -> None:
-        for mapped in self._maps.values():
-            mapped.close()
-        self._maps.clear()
+        self._files.close()
+
+
+def read_energy(payload: bytes, grid: PatchGrid, where: str) -> npt.NDArray[np.uint16]:
+    """(T, H, W) uint16 energies of a video sample. Raises MediaError."""
+    try:
+        energy = np.load(io.BytesIO(payload), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise MediaError(where, f"{ENERGY} is damaged ({error})") from error
+    if energy.dtype != np.uint16 or energy.shape != grid.shape:
+        raise MediaError(
+            where,
+            f"{ENERGY} is damaged ({energy.dtype} {energy.shape})",
+            allowed=f"uint16 {grid.shape}",
+        )
+    return energy

@@ -39,6 +39,8 @@ FREE_KEYS = frozenset(
         "model.recompute",
         "model.compile",
         "data.workers",
+        "data.sample_timeout_s",
+        "data.worker_memory_mib",
         "data.prefetch",
         "data.cache_dir",
         "data.max_bad_in_a_row",

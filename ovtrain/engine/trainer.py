@@ -14,7 +14,7 @@ import torch
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs.device import peak_tflops
 from ovtrain.costs.encoder import training_flops
-from ovtrain.data.loader import StepBatch
+from ovtrain.data.loader import Loading, StepBatch
 from ovtrain.data.views import VIEWS
 from ovtrain.distributed.collectives import all_reduce, gather_objects
 from ovtrain.distributed.context import World
@@ -49,6 +49,7 @@ class Trainer:
         self._peak = 1e12 * (config.run.peak_tflops or known_peak(world))
         self.sinks: list[Sink] = []
         self._window = torch.zeros(len(VIEWS) + 5, dtype=torch.float64)
+        self._loading = Loading()
         self._unread: list[tuple[StepResult, StepBatch]] = []
         self._resume()
 
@@ -104,6 +105,7 @@ class Trainer:
                 for n, p in zip(lengths, pairs, strict=True)
             )
             self._window[-5:-2] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
+        self._loading.add(batch)
         bad = batch.bad
         self._window[-2:] += torch.tensor([len(bad), sum(result.unlabelled)])
         if bad:
@@ -184,6 +186,7 @@ class Trainer:
         return {
             "lr": learning_rate(self.config.optim, state.step - 1, steps),
             **rates,
+            **self._loading.read(),
             "views": dict(state.views),
             "filled": state.filled,
             "bad_samples": state.bad,

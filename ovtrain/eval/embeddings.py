@@ -17,11 +17,9 @@ from torch import Tensor
 from ovtrain.data import views
 from ovtrain.data.batch import PackedBatch, PackedSample, pack
 from ovtrain.data.clips import ClipReader
-from ovtrain.data.samples import clip_patches
 from ovtrain.data.shards import ShardReader
 from ovtrain.data.views import ViewPlan
 from ovtrain.models.encoder import Encoder
-from ovtrain.schema.grid import PatchGrid
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ class ClipSet:
 
     def __init__(self, folder: str, cache_dir: str = "") -> None:
         self.reader = ShardReader(folder)
-        m = self.reader.manifest
-        self.grid = PatchGrid.from_pixels(m.frames, m.height, m.width, m.patch)
         self.clips = ClipReader(self.reader, cache_dir)
+        self.grid = self.clips.grid
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -70,7 +67,7 @@ class ClipSet:
     def sample(self, i: int, spec: ViewSpec) -> PackedSample:
         """Raises MediaError where the clip cannot be read."""
         plan = self.plan(i, spec)
-        patches = clip_patches(self.clips, i, plan, self.grid.patch)
+        patches = self.clips.clip(i).patches(plan.where)
         if spec.control == "permuted":
             patches = np.random.default_rng(i).permutation(patches)
         return PackedSample(patches, plan.positions, np.empty(0, np.int32), 0, 0, i)

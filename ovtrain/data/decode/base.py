@@ -7,6 +7,8 @@ RGB each, at the picture side asked for (short side resized, centre cropped).
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +19,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ovtrain.schema.errors import MediaError
 
 Pixels = npt.NDArray[np.uint8]
+MAX_PIXELS = 80_000_000
+NOT_A_PICTURE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError, ValueError),
+    *(SyntaxError, OverflowError, struct.error, zlib.error),
+)
+"""What Pillow raises of damaged files."""
 
 
 class ClipDecoder(Protocol):
@@ -36,10 +44,15 @@ def decode_image(data: bytes, where: str, *, upright: bool = False) -> Pixels:
     Raises MediaError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                found = f"too large a picture ({image.width} x {image.height})"
+                raise MediaError(where, found, allowed=f"{MAX_PIXELS:,} pixels")
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except MediaError:
+        raise
+    except NOT_A_PICTURE as error:
         raise MediaError(where, f"not a readable picture ({error})") from error
 
 

@@ -1,7 +1,10 @@
 """Decoders give the frames that were asked for, or a MediaError that names the sample."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from ovtrain.data.decode.base import PillowImages, decode_image, fit
 from ovtrain.data.decode.pyav import decode_clip
@@ -59,3 +62,12 @@ def test_grey_pictures_become_rgb_and_bad_ones_an_error():
     found = PillowImages(8)([good, b"", good[: len(good) // 2]], ["a", "b", "c"])
     assert isinstance(found[0], np.ndarray)
     assert [str(x)[:2] for x in found[1:]] == ["b:", "c:"]
+
+
+def test_a_picture_too_large_to_hold_is_refused_before_it_is_decoded():
+    out = io.BytesIO()
+    Image.new("1", (9100, 9100)).save(out, "PNG")
+    with pytest.raises(
+        MediaError, match=r"a: too large a picture \(9100 x 9100\); allowed: 80,000"
+    ):
+        decode_image(out.getvalue(), "a")

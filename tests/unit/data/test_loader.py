@@ -147,7 +147,8 @@ def test_a_corrupt_sample_is_replaced_named_and_counted(copy: Path, kind, payloa
     loader.close()
     (bad,) = [b for batch in batches for b in batch.bad]
     assert bad.name == f"{tar}/{kind}-0-0000"
-    assert bad.name in bad.reason
+    assert bad.source == kind
+    assert bad.reason.startswith({"video": "does not decode (", "image": "not a readable"}[kind])
     places = [
         (micro, i)
         for batch in batches

@@ -1,0 +1,196 @@
+"""A process that may die: a task that crashes, hangs or swells it costs that task and is named.
+
+``concurrent.futures`` cannot do this: one dead worker breaks its whole pool without telling whose
+fault it was. Here a child handles one task at a time, so its death is the fault of a known task.
+Nor can ``multiprocessing``, whose children import their parent's main module: that of a training
+run is seconds and hundreds of MiB. These import what their work needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ovtrain.schema.errors import OvtrainError
+
+DIED = "worker process died"
+STOP_S = 5.0
+"""A child that is asked to end is killed after this time."""
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task has no result: a category, then details in parentheses. ``lost``: the child was
+    killed from outside (for lack of memory, by an operator): the task may not be at fault."""
+
+    reason: str
+    lost: bool = False
+
+    @property
+    def category(self) -> str:
+        return category(self.reason)
+
+
+def category(reason: str) -> str:
+    """The reason without its details."""
+    return reason.split(" (")[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason without the file's name, which stands beside it in reports."""
+    if isinstance(error, OvtrainError):
+        return error.found or error.where
+    return f"unreadable ({error})"
+
+
+class Child:
+    """A spawned process that runs ``work``, started by the first task.
+
+    ``bad``: errors that a bad task may raise and that become a Failure; any other is a defect, and
+    its traceback ends the child. ``timeout_s`` per task, from when it is sent; a new child's
+    imports do not count. ``memory_mib`` bounds the data of the child (RLIMIT_DATA; 0 = no bound):
+    beyond it allocations fail, which is a Failure, too.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        bad: tuple[type[Exception], ...],
+        timeout_s: float,
+        memory_mib: int = 0,
+    ) -> None:
+        self._arguments = pickle.dumps((os.getpid(), work, bad, memory_mib))
+        self.timeout_s = timeout_s
+        self.deadline = float("inf")
+        self.starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._ready = self._ending = False
+
+    def start(self) -> Connection:
+        """Have a process, without waiting for its imports. The connection is readable when there is
+        an answer to ``receive``, or no process any more."""
+        if self._connection is None:
+            ours, theirs = socket.socketpair()
+            code = f"from ovtrain.schema.isolated import serve; serve({theirs.fileno()})"
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+            theirs.close()
+            ours = Connection(ours.detach())
+            with suppress(BrokenPipeError, ConnectionResetError):  # ``receive`` reports that
+                ours.send_bytes(self._arguments)
+            self._connection, self._ready = ours, False
+            self.starts += 1
+        return self._connection
+
+    def send(self, task: Any) -> None:
+        """Hand a task over, once the imports are done; its time begins."""
+        connection = self.start()
+        with suppress(EOFError, ConnectionResetError):  # it died: ``receive`` reports that
+            if not self._ready:
+                connection.recv()
+                self._ready = True
+        self.deadline = time.monotonic() + self.timeout_s
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(task)
+
+    def receive(self) -> Any:
+        """The task's result, or a Failure; waits until there is one or the time is over. After a
+        failure that cost the process the next task gets a new one."""
+        connection = self.start()
+        if not connection.poll(max(self.deadline - time.monotonic(), 0)):
+            self.stop(kill=True)
+            return Failure(f"timed out (more than {self.timeout_s:g} s)")
+        try:
+            return connection.recv()
+        except (EOFError, ConnectionResetError):
+            code = self.stop()
+            killed = code == -signal.SIGKILL
+            return Failure(f"{DIED} (exit code {code})", lost=killed)
+
+    def call(self, task: Any) -> Any:
+        """``send`` and ``receive``; a task whose child was killed from outside is tried twice."""
+        self.send(task)
+        answer = self.receive()
+        if isinstance(answer, Failure) and answer.lost and not self._ending:
+            self.send(task)
+            answer = self.receive()
+        return answer
+
+    def end(self) -> None:
+        """Kill the process, from another thread than the one that waits for its answer, which then
+        gets a Failure."""
+        self._ending, process = True, self._process
+        if process is not None:
+            process.kill()
+
+    def resident_mib(self) -> float:
+        """Memory that the process holds now; 0 without one."""
+        if self._process is None:
+            return 0.0
+        with suppress(OSError), open(f"/proc/{self._process.pid}/statm") as handle:
+            return int(handle.read().split()[1]) * resource.getpagesize() / 2**20
+        return 0.0
+
+    def stop(self, *, kill: bool = False) -> int:
+        """End the process, whose task is lost; its exit status."""
+        process, connection = self._process, self._connection
+        self._process, self._connection = None, None
+        if connection is not None:
+            connection.close()  # which a child that waits for a task takes for the end
+        if process is None:
+            return 0
+        if not kill:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(STOP_S)
+        process.kill()
+        return process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """Body of a child: answer tasks until the other end closes."""
+    # A scheduler signals every process of a job; what to do about it is the parent's to decide.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform.startswith("linux"):  # a task that hangs does not outlive the parent
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    connection = Connection(descriptor)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        parent, work, bad, memory_mib = pickle.loads(connection.recv_bytes())
+        if os.getppid() != parent:
+            return
+        if memory_mib:
+            limit = memory_mib * 2**20
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        connection.send(None)
+        while True:
+            task = connection.recv()
+            connection.send(_answer(work, task, bad, memory_mib))
+
+
+def _answer(
+    work: Callable[[Any], Any], task: Any, bad: tuple[type[Exception], ...], memory_mib: int
+) -> Any:
+    try:
+        return work(task)
+    except MemoryError:
+        return Failure(f"out of memory (more than {memory_mib} MiB)")
+    except bad as error:
+        return Failure(reason_of(error))
