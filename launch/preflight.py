@@ -77,8 +77,11 @@ def _mismatches(config: TrainConfig, manifest: ShardManifest) -> list[str]:
     """Geometry of the shards against the config."""
     asked = {"patch": config.model.patch}
     if manifest.kind == "video":
-        asked |= {"height": config.data.size, "width": config.data.size}
         asked |= {"frames": config.data.clip_frames}
+        # Larger clips are cropped.
+        for side in ("height", "width"):
+            if getattr(manifest, side) < config.data.size:
+                asked[side] = config.data.size
     return [
         f"{source_key}={getattr(manifest, source_key)} in the shards, the config asks {value}; "
         "prepare the data again or change the config"

@@ -6,7 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ovtrain.config.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, broken, not_among
+from ovtrain.config.rules import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_OR_NONE,
+    broken,
+    not_among,
+)
 
 VIEW_BLOCK = 16
 """Video samples per block in which the realised view shares are exact."""
@@ -19,7 +27,8 @@ class SourceConfig:
     """One named dataset: folder of shards, folder of its LabelStore, share of the batch, weight.
 
     ``labels: ""`` means that the source trains no head. ``centroids``: folder of the CentroidStore
-    that ``head.init: centroids`` starts its rows from.
+    that ``head.init: centroids`` starts its rows from. ``flip: false`` where a mirrored picture
+    would be a wrong one: text, directions.
     """
 
     name: str = ""
@@ -28,6 +37,7 @@ class SourceConfig:
     centroids: str = ""
     share: float = 1.0
     weight: float = 1.0
+    flip: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,14 +72,19 @@ class AugmentConfig:
     gain         luminance factor drawn from 1 +- gain.
     shift        pictures are moved by up to this many pixels on each axis (edges repeat).
     token_keep   share of tokens kept, drawn without replacement.
+    flip         share of samples that are mirrored, of sources that allow it (``flip``).
+
+    Clips that are stored larger than ``data.size`` are cropped at random on their patch grid.
     """
 
     gain: float = 0.0
     shift: int = 0
     token_keep: float = 1.0
+    flip: float = 0.0
 
     def problems(self) -> list[str]:
         rules = {BELOW_ONE: ("gain",), NOT_NEGATIVE: ("shift",), SHARE: ("token_keep",)}
+        rules[SHARE_OR_NONE] = ("flip",)
         return broken(self, "data.augment.", rules)
 
 

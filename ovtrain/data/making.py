@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ovtrain.config.data import DataConfig
 from ovtrain.data import views
-from ovtrain.data.augment import Augmentation, kept_tokens
+from ovtrain.data.augment import Augmentation, Window, kept_tokens
 from ovtrain.data.clips import Clip
 from ovtrain.data.clock import Clock
 from ovtrain.data.decode.base import Pixels, decode_image, fit
@@ -26,14 +26,17 @@ from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, Kind
 
 @dataclass(frozen=True)
 class SampleTask:
-    """One sample to make. ``grid``: of the stored clip, or of the picture as it will be; ``where``:
-    ``shard.tar/key``; ``cache``: file of the clip's raw frames, or ""."""
+    """One sample to make. ``where``: ``shard.tar/key``; ``grid``: of what is shown, ``stored``: of
+    what the shard holds, as large or larger for clips; ``flip``: share of samples that are
+    mirrored; ``cache``: file of the clip's raw frames, or ""."""
 
     where: str
     kind: Kind
     view: int
     seed: int
     grid: PatchGrid
+    stored: PatchGrid
+    flip: float
     members: dict[str, Member]
     cache: str = ""
 
@@ -63,22 +66,26 @@ class Maker:
     def _clip(self, task: SampleTask) -> Made:
         clock, rng = Clock(), np.random.default_rng(task.seed)
         with clock("signals"):
-            plan = self._plan(task, clock, rng)
+            window = Window.draw(task.stored, task.grid, task.flip, rng)
+            plan = window.place(self._plan(task, window, clock, rng), task.grid)
             plan = plan.keep(kept_tokens(len(plan.where), self.data.augment.token_keep, rng))
             draw = Augmentation.draw(self.data.augment, rng)
 
         def read() -> bytes:
             return self.files.read(task.members[CLIP], task.where)
 
-        patches = Clip(read, task.where, task.grid, task.cache, clock).patches(plan.where, draw)
+        clip = Clip(read, task.where, task.stored, task.cache, clock)
+        patches = window.turn(clip.patches(plan.where, draw))
         return Made(patches, plan.positions, plan.filled, clock.seconds)
 
-    def _plan(self, task: SampleTask, clock: Clock, rng: np.random.Generator) -> ViewPlan:
+    def _plan(
+        self, task: SampleTask, window: Window, clock: Clock, rng: np.random.Generator
+    ) -> ViewPlan:
         grid = task.grid
         if task.view == views.CODEC:
             with clock("read"):
                 payload = self.files.read(task.members[ENERGY], task.where)
-            energy = read_energy(payload, grid, task.where)
+            energy = window.energy(read_energy(payload, task.stored, task.where), grid)
             return views.codec_view(energy, grid, self.data.token_budget)
         plan = views.frames_view if task.view == views.FRAMES else views.tiling_view
         return plan(grid, self.data.chunks, rng)
@@ -98,8 +105,10 @@ class Maker:
         """From a decoded picture (size, size, 3)."""
         rng = np.random.default_rng(task.seed)
         with clock("crop"):
-            plan = views.image_view(task.grid)
+            window = Window.draw(task.grid, task.grid, task.flip, rng)
+            plan = window.place(views.image_view(task.grid), task.grid)
             plan = plan.keep(kept_tokens(len(plan.where), self.data.augment.token_keep, rng))
             draw = Augmentation.draw(self.data.augment, rng)
             patches = views.gather_patches(pixels[None], plan.where, task.grid.patch, draw.offset)
-        return Made(draw.lighten(patches), plan.positions, 0, clock.seconds)
+            patches = window.turn(draw.lighten(patches))
+        return Made(patches, plan.positions, 0, clock.seconds)

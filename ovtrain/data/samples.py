@@ -40,17 +40,14 @@ class Source:
         self.grid = PatchGrid.from_pixels(frames, data.size, data.size, manifest.patch)
         self.order = SampleOrder(config.name, len(self.reader), seed)
         self.hashes = key_hash(self.reader.keys)
-        if manifest.kind == "video" and (
-            (manifest.frames, manifest.height, manifest.width)
-            != (data.clip_frames, data.size, data.size)
-        ):
+        smaller = min(manifest.height, manifest.width) < data.size
+        if manifest.kind == "video" and (manifest.frames != data.clip_frames or smaller):
             raise ManifestError(
                 str(self.reader.folder),
                 f"clips of {manifest.frames} frames, {manifest.height} x {manifest.width}",
-                allowed=f"data.clip_frames={data.clip_frames}, data.size={data.size}",
+                allowed=f"data.clip_frames={data.clip_frames}, data.size={data.size} or larger",
                 fix="prepare the shards at this size or change the config",
             )
-
         self.clips = ClipReader(self.reader, data.cache_dir) if self.is_video else None
 
     @property
@@ -73,6 +70,8 @@ class Source:
             view,
             seed_for(self.seed, f"sample:{self.config.name}", g),
             self.grid,
+            self.clips.grid if self.clips else self.grid,
+            self.data.augment.flip if self.config.flip else 0.0,
             self.reader.locate(i),
             self.clips.cache_file(i) if self.clips else "",
         )

@@ -108,3 +108,16 @@ def test_gathered_rows_find_each_samples_place(counts, ranks, micro_batch):
             found = [gathered[row] for row in plan.gathered_rows(source, micro)]
             expected = [p for r in range(ranks) for p in plan.places(source, r, micro)]
             assert found == [(source, place) for place in expected]
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 32), (3, 40), (8, 100)])
+def test_sixteen_thousand_samples_hold_the_papers_shares_exactly(ranks: int, batch: int):
+    plan = StepPlan.build([batch], ranks, 0)
+    dealt = [
+        step * batch + place
+        for step in range(16_000 // batch)
+        for rank in range(ranks)
+        for place in plan.places(0, rank, 0)
+    ]
+    views = [view_of(g, ViewShares(), 0, "video") for g in dealt]
+    assert [views.count(view) for view in range(3)] == [8000, 6000, 2000]
