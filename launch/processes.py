@@ -6,7 +6,6 @@ collects that line, so that a caller can show it once, whatever number of ranks 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -20,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 
+from ovtrain.schema.isolated import die_with
+
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 MEANS_SAVE = (signal.SIGINT, signal.SIGUSR1)
 ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
@@ -27,7 +28,6 @@ ROOT_CAUSE = "Root Cause"
 ROOT_EXIT = re.compile(r"^\s*exitcode\s*:\s*(?P<status>-?\d+)")
 ROOT_RANK = re.compile(r"^\s*rank\s*:\s*(?P<rank>\d+) ")
 KEPT_LINES = 20
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -69,16 +69,6 @@ def worker_env(nproc: int, env: Mapping[str, str] | None = None) -> dict[str, st
     return made
 
 
-def _die_with(parent: int) -> None:
-    """In a new child: be killed when ``parent`` dies (Linux). Its session of its own would let it
-    train on, into a directory that the restarted command has taken over."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def run_process(
     command: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None]
 ) -> Outcome:
@@ -96,7 +86,7 @@ def run_process(
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=partial(_die_with, os.getpid()),
+        preexec_fn=partial(die_with, os.getpid()),
     )
     assert child.stdout is not None
     with _forwarding(child) as received, child.stdout as lines:

@@ -59,11 +59,6 @@ class SamplePool:
             self._children.append(child)
         return self._local.child
 
-    @property
-    def restarts(self) -> int:
-        """Workers that had to be replaced so far."""
-        return sum(child.starts - 1 for child in self._children)
-
     def close(self) -> None:
         """End the workers; samples under way are lost."""
         self._threads.shutdown(wait=False, cancel_futures=True)

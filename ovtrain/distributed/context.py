@@ -6,17 +6,14 @@ the world size.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
 
-PR_SET_PDEATHSIG = 1
+from ovtrain.schema.isolated import die_with
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,8 @@ def die_with_launcher() -> None:
     torchrun gives each rank a session of its own, so a SIGKILL of the launcher's process group
     leaves the ranks alive, training into a directory that the restarted run has taken over.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
-        return
-    launcher = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with(os.getppid())
 
 
 def start_world(*, force_group: bool = False) -> World:

@@ -164,18 +164,25 @@ class Child:
         return process.wait()
 
 
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its ``parent`` dies (Linux): one that hangs, or that
+    has a session of its own, would outlive it."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def serve(descriptor: int) -> None:
     """Body of a child: answer tasks until the other end closes."""
     # A scheduler signals every process of a job; what to do about it is the parent's to decide.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform.startswith("linux"):  # a task that hangs does not outlive the parent
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = Connection(descriptor)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         parent, work, bad, memory_mib = pickle.loads(connection.recv_bytes())
-        if os.getppid() != parent:
-            return
+        die_with(parent)
         if memory_mib:
             limit = memory_mib * 2**20
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

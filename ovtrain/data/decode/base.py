@@ -1,7 +1,7 @@
-"""Decoders behind two Protocols, and the plain image decoder.
+"""Pictures: the Protocol of decoders that take many, and the plain one that they are held to.
 
-``ClipDecoder``: encoded clip -> (T, H, W, 3) uint8 RGB. ``ImageDecoder``: JPEGs -> (H, W, 3) uint8
-RGB each, at the picture side asked for (short side resized, centre cropped).
+``ImageDecoder``: JPEGs -> (H, W, 3) uint8 RGB each, at the picture side asked for (short side
+resized, centre cropped).
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ NOT_A_PICTURE = (
     *(SyntaxError, OverflowError, struct.error, zlib.error),
 )
 """What Pillow raises of damaged files."""
-
-
-class ClipDecoder(Protocol):
-    def __call__(self, data: bytes, where: str, indices: Sequence[int] | None = None) -> Pixels: ...
 
 
 class ImageDecoder(Protocol):
