@@ -58,7 +58,7 @@ class DescriptorTeacher:
         return np.stack([self._one(frames) for frames in samples])
 
     def _one(self, frames: Frames) -> Array:
-        return image_descriptor(frames[0]) if self.kind == "image" else video_descriptor(frames)
+        return image_descriptor(frames[0]) if self.kind != "video" else video_descriptor(frames)
 
 
 def video_descriptor(frames: Frames) -> Array:

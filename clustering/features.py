@@ -143,7 +143,7 @@ def _half(found: Features) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool
 def _frames(reader: ShardReader, teacher: Teacher, i: int) -> Frames:
     """Decoded (T, H, W, 3) frames of sample i, T as the teacher wants it. Raises MediaError."""
     where = reader.name(i)
-    if reader.manifest.kind == "image":
+    if reader.manifest.kind != "video":
         return decode_image(reader.member(i, IMAGE), where)[None]
     total = reader.manifest.frames
     wanted = teacher.indices(total)

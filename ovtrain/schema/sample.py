@@ -2,8 +2,8 @@
 
 A video sample is ``{key}.mp4`` (HEVC, 64 consecutive frames), ``{key}.energy.npy`` (the energy per
 patch, uint16 (T, H, W), 65,535 = 1.0, see ``ovtrain.codec.energy``) and ``{key}.json``
-(``SampleMeta``); an image sample is ``{key}.jpg`` and ``{key}.json``. Labels and class names are
-never inside a shard.
+(``SampleMeta``). An image is ``{key}.jpg`` and ``{key}.json``; so is a document, a picture whose
+labels are the words on it. Labels and class names are never inside a shard.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from ovtrain.schema.errors import ManifestError
 
-Kind = Literal["video", "image"]
+Kind = Literal["video", "image", "document"]
 CLIP, IMAGE, ENERGY, META = "mp4", "jpg", "energy.npy", "json"
 MEMBERS: dict[str, tuple[str, ...]] = {
     "video": (CLIP, ENERGY, META),
     "image": (IMAGE, META),
+    "document": (IMAGE, META),
 }
 
 
