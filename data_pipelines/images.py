@@ -1,20 +1,53 @@
-"""Still frames of clips as an image source: JPEG payloads with the same sample schema.
+"""Pictures as samples: picture files, reduced, and still frames of clips. JPEG payloads.
 
-Frames lie at the middles of equal parts of the clip. Raises MediaError where a clip does not
-decode.
+Raises MediaError where a file or a clip does not decode.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import av
+import numpy as np
+from PIL import Image
 
 from data_pipelines.inventory.probe import video_stream
+from ovtrain.codec.pictures import Pixels, decode_image, is_plain_jpeg
 from ovtrain.schema.errors import MediaError
 
-QUALITY = 92
+STILL_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Picture:
+    """jpeg: the payload, of ``pixels`` (H, W, 3); kept: its bytes are the file's own."""
+
+    jpeg: bytes
+    pixels: Pixels
+    kept: bool
+
+
+def reduced(data: bytes, where: str, side: int, quality: int) -> Picture:
+    """A picture file, upright, RGB, its short side at most ``side`` (area-averaging Lanczos). A
+    JPEG that is all that already keeps its bytes."""
+    pixels = decode_image(data, where, upright=True)
+    height, width = pixels.shape[:2]
+    if min(height, width) <= side and is_plain_jpeg(data, where):
+        return Picture(data, pixels, kept=True)
+    image = Image.fromarray(pixels)
+    if min(height, width) > side:
+        scale = side / min(height, width)
+        shape = (max(side, round(width * scale)), max(side, round(height * scale)))
+        image = image.resize(shape, Image.Resampling.LANCZOS)
+    return Picture(_jpeg(image, quality), np.asarray(image), kept=False)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def still_indices(frames: int, count: int) -> list[int]:
@@ -31,9 +64,7 @@ def still_images(clip: bytes, frames: int, count: int) -> Iterator[tuple[int, by
     with av.open(io.BytesIO(clip), "r") as container:
         for index, frame in enumerate(container.decode(video_stream(container, "clip"))):
             if index in wanted:
-                buffer = io.BytesIO()
-                frame.to_image().save(buffer, "JPEG", quality=QUALITY)
-                yield index, buffer.getvalue()
+                yield index, _jpeg(frame.to_image(), STILL_QUALITY)
             if index == wanted[-1]:
                 return
     raise MediaError("clip", f"ends before frame {wanted[-1]}")

@@ -1,55 +1,58 @@
-"""One source file -> its samples, kept in a small tar until the shards are written.
+"""A clip with its energies and stills, a picture, a document: samples made from one media file.
 
-The tar is the unit of resumption: a run that was interrupted finds those that are done. Its name
-holds the file's state and the configuration, so a changed file or setting is never taken for done.
+Workers run ``make_samples``; payloads go back to the parent, which keeps them until the shards are
+written (``data_pipelines.store``).
 """
 
 from __future__ import annotations
 
-import json
-import re
-import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_pipelines.images import still_images
-from data_pipelines.inventory.probe import VideoRecord
-from data_pipelines.shards.writer import Sample, write_tar
-from data_pipelines.signals import score_clip
-from data_pipelines.stages import file_state, fingerprint
-from data_pipelines.transcode import Clip, cut_clips
-from ovtrain.config.prepare import PrepareConfig
-from ovtrain.schema.atomic import atomic_open
-from ovtrain.schema.grid import PatchGrid
-from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, META, SampleMeta
+import numpy as np
 
-MAX_KEY = 60
-"""Longest key taken from a file name; tar names hold 100 characters with all suffixes."""
-REPORT = "report.json"
+from data_pipelines.images import reduced, still_images
+from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord
+from data_pipelines.inventory.stage import as_record
+from data_pipelines.job import Job, skip
+from data_pipelines.manifests import Row
+from data_pipelines.plan import Place
+from data_pipelines.shards.writer import Sample
+from data_pipelines.signals import score_clip
+from data_pipelines.store import SampleStore
+from data_pipelines.transcode import Clip, cut_clip
+from data_pipelines.workers import Failure
+from ovtrain.config.prepare import PrepareConfig
+from ovtrain.schema.grid import PatchGrid
+from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, META, Kind, SampleMeta
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """One file to prepare: where it lies, what it is, its key, the tar to write."""
+    """A picture, or one clip of a video, to prepare: what the file is, the sample's key and kind,
+    the clip's place."""
 
     folder: Path
-    record: VideoRecord
+    record: Record
     key: str
-    out: Path
+    kind: Kind
+    place: Place | None
     config: PrepareConfig
 
 
 @dataclass
 class FileReport:
-    """What became of one file; seconds by step."""
+    """What became of one file; seconds by step. ``kept``: pictures whose bytes are the file's."""
 
     clips: int = 0
     images: int = 0
     passed_through: int = 0
     transcoded: int = 0
     resampled: int = 0
+    pictures: int = 0
+    kept: int = 0
     origins: dict[str, int] = field(default_factory=dict[str, int])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -63,45 +66,29 @@ class FileReport:
                 setattr(self, name, mine + value)
 
 
-def unique_keys(names: Sequence[str]) -> list[str]:
-    """Sample keys from file names: the stem in [A-Za-z0-9_-], made unique in order."""
-    taken: set[str] = set()
-    keys: list[str] = []
-    for name in names:
-        base = re.sub(r"[^A-Za-z0-9_-]", "_", Path(name).stem)[:MAX_KEY]
-        key, number = base, 1
-        while key in taken:
-            number += 1
-            key = f"{base}-{number}"
-        taken.add(key)
-        keys.append(key)
-    return keys
+@dataclass
+class FileSamples:
+    """The samples of a file, with what they look like: ``hashes[key]``, where that is asked for."""
+
+    samples: list[tuple[Kind, Sample]] = field(default_factory=list[tuple[Kind, Sample]])
+    hashes: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    report: FileReport = field(default_factory=FileReport)
 
 
-def staged_path(work: Path, key: str, media: Path, config: PrepareConfig) -> Path:
-    """Where the samples of a file in its present state wait for the shards."""
-    settings = asdict(replace(config, workers=0, samples_per_shard=1))
-    return work / f"{key}.{fingerprint(file_state(media), settings)[:12]}.tar"
-
-
-def prepare_file(task: FileTask) -> None:
-    """Make all samples of one file and write them to ``task.out``. Raises MediaError."""
-    report, samples = FileReport(), list[Sample]()
+def make_samples(task: FileTask) -> FileSamples:
+    """All samples of one file. Raises MediaError."""
+    if isinstance(task.record, PictureRecord):
+        return _picture_samples(task, task.record)
+    assert task.place is not None
     began = time.perf_counter()
-    for number, clip in enumerate(cut_clips(task.folder, task.record, task.config)):
-        report.add(FileReport(seconds={"clip": time.perf_counter() - began}))
-        key = f"{task.key}-c{number}" if task.config.clips_per_video > 1 else task.key
-        made, part = _clip_samples(task, key, clip)
-        samples += made
-        report.add(part)
-        began = time.perf_counter()
-    summary = json.dumps(asdict(report)).encode()
-    with atomic_open(task.out) as handle:
-        write_tar(handle, [*samples, (task.key, {REPORT: summary})])
+    clip = cut_clip(task.folder, task.record, task.place, task.config)
+    made = FileSamples(report=FileReport(seconds={"clip": time.perf_counter() - began}))
+    _add_clip(made, task, task.record, clip)
+    return made
 
 
-def _clip_samples(task: FileTask, key: str, clip: Clip) -> tuple[list[Sample], FileReport]:
-    config = task.config
+def _add_clip(made: FileSamples, task: FileTask, record: VideoRecord, clip: Clip) -> None:
+    config, key = task.config, task.key
     grid = PatchGrid.from_pixels(config.frames, config.size, config.size, config.patch)
     began = time.perf_counter()
     scored = score_clip(clip, grid, config.energy)
@@ -115,57 +102,88 @@ def _clip_samples(task: FileTask, key: str, clip: Clip) -> tuple[list[Sample], F
         width=config.size,
         fps=clip.fps,
         origin=scored.origin,
-        media=Path(task.record.path).name,
+        media=Path(record.path).name,
         start=clip.start,
     )
     members = {CLIP: clip.payload, ENERGY: scored.payload(), META: meta.to_json()}
     stills = still_images(clip.payload, config.frames, config.images_per_clip)
-    images = [_image_sample(meta, frame, jpeg) for frame, jpeg in stills]
-    report = FileReport(
-        clips=1,
-        images=len(images),
-        passed_through=int(not clip.transcoded),
-        transcoded=int(clip.transcoded),
-        resampled=int(clip.resampled),
-        origins={scored.origin: 1},
-        seconds={"energy": scored_at - began, "images": time.perf_counter() - scored_at},
+    images = [_still_sample(meta, frame, jpeg) for frame, jpeg in stills]
+    made.samples.append(("video", (key, members)))
+    made.samples.extend(("image", image) for image in images)
+    made.report.add(
+        FileReport(
+            clips=1,
+            images=len(images),
+            passed_through=int(not clip.transcoded),
+            transcoded=int(clip.transcoded),
+            resampled=int(clip.resampled),
+            origins={scored.origin: 1},
+            seconds={"energy": scored_at - began, "images": time.perf_counter() - scored_at},
+        )
     )
-    return [(key, members), *images], report
 
 
-def _image_sample(clip: SampleMeta, frame: int, jpeg: bytes) -> Sample:
+def _still_sample(clip: SampleMeta, frame: int, jpeg: bytes) -> Sample:
     key = f"{clip.key}-f{frame:02d}"
+    size = (clip.height, clip.width)
+    return key, _picture_members(key, "image", jpeg, size, clip.media, clip.start + frame)
+
+
+def _picture_samples(task: FileTask, record: PictureRecord) -> FileSamples:
+    began = time.perf_counter()
+    config = task.config
+    side = config.picture_side or config.size
+    data = record.media.read(task.folder)
+    picture = reduced(data, record.path, side, config.picture_quality)
+    size = np.shape(picture.pixels)[:2]
+    media = Path(record.path).name
+    members = _picture_members(task.key, task.kind, picture.jpeg, size, media, 0)
+    report = FileReport(
+        pictures=1, kept=int(picture.kept), seconds={"pictures": time.perf_counter() - began}
+    )
+    return FileSamples([(task.kind, (task.key, members))], {}, report)
+
+
+def _picture_members(
+    key: str, kind: Kind, jpeg: bytes, size: tuple[int, int], media: str, start: int
+) -> dict[str, bytes]:
     meta = SampleMeta(
         key=key,
-        kind="image",
-        source="image",
+        kind=kind,
+        source=kind,
         frames=1,
-        height=clip.height,
-        width=clip.width,
+        height=size[0],
+        width=size[1],
         fps=0.0,
         origin="",
-        media=clip.media,
-        start=clip.start + frame,
+        media=media,
+        start=start,
     )
-    return key, {IMAGE: jpeg, META: meta.to_json()}
+    return {IMAGE: jpeg, META: meta.to_json()}
 
 
-def read_samples(path: Path) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    """Samples of a staged tar, in the order they were made; the report comes last."""
-    key, members = "", dict[str, bytes]()
-    with tarfile.open(path, mode="r:") as tar:
-        for info in tar:
-            handle = tar.extractfile(info)
-            assert handle is not None
-            found, _, name = info.name.partition(".")
-            if name == REPORT or found != key:
-                if members:
-                    yield key, members
-                key, members = found, {}
-            members[name] = handle.read()
-    yield key, members
+def sample_rows(
+    job: Job, store: SampleStore, planned: list[tuple[int, Row]]
+) -> Iterator[tuple[int, Row]]:
+    """The stage: {"samples": rows of the store, "report"} or {"skipped"} of each planned row."""
+    made = [(number, row) for number, row in planned if "record" in row]
+    yield from ((number, {}) for number, row in planned if "record" not in row)
+    tasks = [_task(job, row) for _, row in made]
+    for index, answer in job.each("samples", make_samples, tasks, "clips and pictures"):
+        number, task = made[index][0], tasks[index]
+        if isinstance(answer, Failure):
+            yield number, skip(made[index][1]["name"], answer.reason)
+            continue
+        about = {"name": task.record.path}
+        rows = [
+            {**store.add(kind, sample), **about, "hash": answer.hashes.get(sample[0])}
+            for kind, sample in answer.samples
+        ]
+        store.flush()
+        yield number, {"samples": rows, "report": asdict(answer.report)}
 
 
-def parse_report(payload: bytes) -> FileReport:
-    """The report that ``prepare_file`` left beside the samples."""
-    return FileReport(**json.loads(payload))
+def _task(job: Job, row: Row) -> FileTask:
+    place = row["place"] and Place(*row["place"])
+    record = as_record(row["record"])
+    return FileTask(job.folder, record, row["key"], row["kind"], place, job.config)

@@ -1,11 +1,12 @@
-"""Cut clips of T consecutive frames at seeded places and bring them to one codec, GOP and size.
+"""Cut clips of T consecutive frames at given places and bring them to one codec, GOP and size.
 
 Frames are turned upright, their short side is scaled to ``size``, the centre is cropped, and the
 clip is encoded with the paper's HEVC settings. A file that is such a clip already passes through
-unchanged. A video of fewer than T but at least MIN_FRAMES frames gives a clip of T frames sampled
-uniformly (nearest index) and is marked ``resampled``.
+unchanged, and with ``config.native`` so do streams of other coding. A place of fewer than T but at
+least MIN_FRAMES frames gives a clip of T frames sampled uniformly (nearest index) and is marked
+``resampled``.
 
-Inputs: a file and its VideoRecord. Result: ``Clip`` with the bytes of an MP4 of T frames of
+Inputs: a file's VideoRecord and a Place. Result: ``Clip`` with the bytes of an MP4 of T frames of
 (size, size). Raises MediaError with the reason where a file gives no clip.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -25,16 +27,17 @@ from av.video.stream import VideoStream
 
 from data_pipelines.encode import Frames, HevcSettings, encode_clip
 from data_pipelines.inventory.probe import VideoRecord, video_stream
+from data_pipelines.plan import DEFAULT_FPS, Place
+from data_pipelines.remux import remux
 from ovtrain.config.prepare import PrepareConfig
 from ovtrain.schema.errors import ConfigError, MediaError
-from ovtrain.schema.sample import key_hash
 
 MIN_FRAMES = 8
-DEFAULT_FPS = 30.0
-"""Assumed where a file states no rate."""
 SEEK_FRAMES = 300
 """Clips that start later are reached by seeking, earlier ones by decoding."""
 MP4_SUFFIXES = (".mp4", ".m4v", ".mov")
+NATIVE_CODECS = ("hevc", "h264")
+"""Those whose vectors and residuals are read from the stream."""
 
 
 @dataclass(frozen=True)
@@ -55,59 +58,76 @@ def check_encodable(config: PrepareConfig) -> None:
 
 
 def passes_through(record: VideoRecord, config: PrepareConfig) -> bool:
-    """Whether a file is already what transcoding would make of it."""
+    """Whether a file is already what transcoding would make of it or, with ``config.native``, a
+    clip of the right size in a coding of its own."""
     return (
         Path(record.path).suffix.lower() in MP4_SUFFIXES
-        and (record.codec, record.pix_fmt) == ("hevc", "yuv420p")
-        and (record.width, record.height) == (config.size, config.size)
+        and _right_picture(record, config)
         and record.frames == config.frames
-        and record.gop == min(config.gop, config.frames)
-        and record.reordered is False
-        and record.rotation == 0
         and (record.video_tracks, record.audio_tracks) == (1, 0)
+        and (config.native or _papers_coding(record, config))
     )
 
 
-def cut_clips(folder: Path, record: VideoRecord, config: PrepareConfig) -> Iterator[Clip]:
-    """The clips of one file, ``config.clips_per_video`` where it is long enough."""
-    path = folder / record.path
-    fps = record.fps or DEFAULT_FPS
-    if passes_through(record, config):
-        yield Clip(path.read_bytes(), 0, fps, transcoded=False)
-        return
+def _right_picture(record: VideoRecord, config: PrepareConfig) -> bool:
+    return (
+        record.codec in NATIVE_CODECS
+        and (record.width, record.height) == (config.size, config.size)
+        and (record.pix_fmt, record.rotation) == ("yuv420p", 0)
+    )
+
+
+def _papers_coding(record: VideoRecord, config: PrepareConfig) -> bool:
+    gop = min(config.gop, config.frames)
+    return (record.codec, record.gop, record.reordered) == ("hevc", gop, False)
+
+
+def cut_clip(folder: Path, record: VideoRecord, place: Place, config: PrepareConfig) -> Clip:
+    """The clip of a file at ``place``. Raises MediaError."""
+    if place.start == 0 and place.frames >= config.frames and passes_through(record, config):
+        fps = record.fps or DEFAULT_FPS
+        return Clip(record.media.read(folder), 0, fps, transcoded=False)
+    native = _native(folder, record, place, config) if config.native else None
+    return native or _transcoded(folder, record, place, config)
+
+
+def _transcoded(folder: Path, record: VideoRecord, place: Place, config: PrepareConfig) -> Clip:
+    fps, start, wanted = record.fps or DEFAULT_FPS, place.start, min(place.frames, config.frames)
+    frames = read_frames(record.media.source(folder), start, wanted, fps, config.size)
+    if len(frames) < wanted and start and place.elsewhere:
+        start = 0
+        frames = read_frames(record.media.source(folder), 0, wanted, fps, config.size)
+    if len(frames) < MIN_FRAMES:
+        raise MediaError(record.path, f"fewer than {MIN_FRAMES} decodable frames ({len(frames)})")
+    index = np.rint(np.linspace(0, len(frames) - 1, config.frames)).astype(int)
     settings = HevcSettings(config.gop, config.crf, config.preset)
-    rate = Fraction(fps).limit_denominator(1001)
-    for start in clip_starts(record, config):
-        frames = read_frames(path, start, config.frames, fps, config.size)
-        if len(frames) < config.frames and start:
-            start, frames = 0, read_frames(path, 0, config.frames, fps, config.size)
-        if len(frames) < MIN_FRAMES:
-            raise MediaError(
-                record.path, f"fewer than {MIN_FRAMES} decodable frames ({len(frames)})"
-            )
-        index = np.rint(np.linspace(0, len(frames) - 1, config.frames)).astype(int)
-        payload = encode_clip(frames[index], rate, settings)
-        resampled = len(frames) < config.frames
-        yield Clip(payload, start, fps, transcoded=True, resampled=resampled)
+    payload = encode_clip(frames[index], Fraction(fps).limit_denominator(1001), settings)
+    resampled = len(frames) < config.frames
+    return Clip(payload, start, fps, transcoded=True, resampled=resampled)
 
 
-def clip_starts(record: VideoRecord, config: PrepareConfig) -> list[int]:
-    """First frames of the clips: distinct, sorted, seeded by (seed, path)."""
-    places = max(record.frames - config.frames + 1, 1)
-    rng = np.random.default_rng([config.seed, int(key_hash([record.path])[0])])
-    count = min(config.clips_per_video, places)
-    return sorted(rng.choice(places, size=count, replace=False).tolist())
+def _native(folder: Path, record: VideoRecord, place: Place, config: PrepareConfig) -> Clip | None:
+    """The clip that begins at the key frame at or before ``place``, in the stream's own coding;
+    None where that cannot be cut out: other pictures, reordered or too few frames."""
+    if not _right_picture(record, config) or record.reordered is not False:
+        return None
+    if place.frames < config.frames:
+        return None
+    found = remux(record.media.source(folder), place.start, config.frames)
+    return found and Clip(found.payload, found.start, record.fps or DEFAULT_FPS, transcoded=False)
 
 
-def read_frames(path: Path, start: int, count: int, fps: float, size: int) -> Frames:
+def read_frames(
+    media: Path | str | BinaryIO, start: int, count: int, fps: float, size: int
+) -> Frames:
     """(n, size * 3 / 2, size) upright I420 frames from ``start`` on; n < count where they end.
 
     Damage ends the reading: the frames before it are good.
     """
     normalise = Normaliser(size)
     frames: list[Frames] = []
-    with av.open(str(path)) as container:
-        stream = video_stream(container, path.name)
+    with av.open(str(media) if isinstance(media, Path) else media, "r") as container:
+        stream = video_stream(container, str(media))
         try:
             for frame in _frames_from(container, stream, start, fps):
                 frames.append(normalise(frame, stream.sample_aspect_ratio))

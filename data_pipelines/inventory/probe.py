@@ -1,21 +1,26 @@
-"""What a video file is: one VideoRecord per file, the row of ``inventory.jsonl``.
+"""What a media file is: one VideoRecord or PictureRecord per file, a row of ``inventory.jsonl``.
 
-The header is read, one frame is decoded (so the record tells a decodable file) and, for files up to
-SCAN_BYTES, the packets are walked for key frames and reordering. Raises MediaError with the reason.
+Of a video the header is read, one frame is decoded (so the record tells a decodable file) and, for
+files up to SCAN_BYTES, the packets are walked for key frames, reordering and time steps. Of a
+picture the header is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from data_pipelines.inventory.media import MediaFile
+from data_pipelines.inventory.scan import is_picture
+from ovtrain.codec.pictures import picture_header
 from ovtrain.schema.errors import MediaError
 
 SCAN_BYTES = 64 << 20
@@ -26,12 +31,15 @@ SCAN_BYTES = 64 << 20
 class VideoRecord:
     """One video file.
 
-    path           relative to the scanned folder.
+    path           as ``MediaFile.name``; file, offset, size: where it lies.
     fps, duration  frames a second and seconds; 0 where unknown.
     frames         number of frames, 0 where unknown.
     gop            distance of the key frames where it is constant, else 0.
     reordered      B-frames or any other reordering; None where the packets were not walked.
+    variable_rate  frames are not equally far apart in time; None where that is not known.
     rotation       degrees counterclockwise that turn a decoded frame upright: 0, 90, 180 or 270.
+    content        hash of the bytes, or "".
+    state          what tells that the file changed: bytes and modification time.
     """
 
     path: str
@@ -45,19 +53,70 @@ class VideoRecord:
     duration: float
     gop: int
     reordered: bool | None
+    variable_rate: bool | None
     rotation: int
     video_tracks: int
     audio_tracks: int
+    file: str = ""
+    offset: int = 0
+    size: int = -1
+    content: str = ""
+    state: tuple[int, int] = (0, 0)
+
+    @property
+    def media(self) -> MediaFile:
+        return MediaFile(self.path, self.file or self.path, self.offset, self.size)
 
 
-def probe(folder: Path, name: str) -> VideoRecord:
-    """Record of ``folder/name``. Raises MediaError where it is not readable video."""
-    path = folder / name
+@dataclass(frozen=True)
+class PictureRecord:
+    """One picture file: size upright; codec: the format's name; the rest as in VideoRecord."""
+
+    path: str
+    bytes: int
+    codec: str
+    width: int
+    height: int
+    file: str = ""
+    offset: int = 0
+    size: int = -1
+    content: str = ""
+    state: tuple[int, int] = (0, 0)
+
+    media = VideoRecord.media
+
+
+Record = VideoRecord | PictureRecord
+
+
+def probe(folder: Path, media: MediaFile, *, content: bool = False) -> Record:
+    """Record of a media file below ``folder``. Raises MediaError where it is not readable."""
+    stat = (folder / media.file).stat()
+    if not (stat.st_size if media.size < 0 else media.size):
+        raise MediaError(media.name, "empty file")
+    record = _probe_picture if is_picture(media.name) else _probe_video
+    return replace(
+        record(folder, media),
+        file=media.file,
+        offset=media.offset,
+        size=media.size,
+        content=media.content(folder) if content else "",
+        state=(stat.st_size, stat.st_mtime_ns),
+    )
+
+
+def _probe_video(folder: Path, media: MediaFile) -> VideoRecord:
     try:
-        with av.open(str(path)) as container:
-            return _record(container, path, name)
+        with av.open(media.source(folder), "r") as container:
+            return _record(container, folder, media)
     except FFmpegError as error:
-        raise MediaError(name, f"unreadable ({error.strerror})") from error
+        raise MediaError(media.name, f"unreadable ({error.strerror})") from error
+
+
+def _probe_picture(folder: Path, media: MediaFile) -> PictureRecord:
+    data = media.read(folder)
+    codec, (height, width) = picture_header(data, media.name)
+    return PictureRecord(media.name, len(data), codec, width, height)
 
 
 def video_stream(container: InputContainer, name: str) -> VideoStream:
@@ -70,16 +129,16 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-def _record(container: InputContainer, path: Path, name: str) -> VideoRecord:
-    stream = video_stream(container, name)
-    size = path.stat().st_size
+def _record(container: InputContainer, folder: Path, media: MediaFile) -> VideoRecord:
+    stream = video_stream(container, media.name)
+    size = (folder / media.file).stat().st_size if media.size < 0 else media.size
     keys, times = _walk(container, stream) if size <= SCAN_BYTES else ([], [])
-    frame = _first_frame(path, name)
+    frame = _first_frame(folder, media)
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else 0.0
     frames = len(times) or stream.frames
     return VideoRecord(
-        path=name,
+        path=media.name,
         bytes=size,
         codec=stream.codec_context.name,
         pix_fmt=frame.format.name,
@@ -90,6 +149,7 @@ def _record(container: InputContainer, path: Path, name: str) -> VideoRecord:
         duration=_duration(container, stream) or (frames / fps if fps else 0.0),
         gop=_gop(keys, len(times)),
         reordered=_reordered(times) if times else None,
+        variable_rate=_variable(times) if times else None,
         rotation=round(frame.rotation / 90) % 4 * 90,
         video_tracks=len(container.streams.video),
         audio_tracks=len(container.streams.audio),
@@ -109,12 +169,12 @@ def _walk(container: InputContainer, stream: VideoStream) -> tuple[list[int], li
     return keys, times
 
 
-def _first_frame(path: Path, name: str) -> av.VideoFrame:
+def _first_frame(folder: Path, media: MediaFile) -> av.VideoFrame:
     # A fresh container: raw streams cannot be rewound after the packet walk.
-    with av.open(str(path)) as container:
-        for frame in container.decode(video_stream(container, name)):
+    with av.open(media.source(folder), "r") as container:
+        for frame in container.decode(video_stream(container, media.name)):
             return frame
-    raise MediaError(name, "no decodable frame")
+    raise MediaError(media.name, "no decodable frame")
 
 
 def _duration(container: InputContainer, stream: VideoStream) -> float:
@@ -134,3 +194,12 @@ def _gop(keys: Sequence[int], packets: int) -> int:
 def _reordered(times: Sequence[int | None]) -> bool | None:
     known = [time for time in times if time is not None]
     return known != sorted(known) if len(known) == len(times) else None
+
+
+def _variable(times: Sequence[int | None]) -> bool | None:
+    """Whether gaps between frames differ by more than the rounding of a container's clock."""
+    known = sorted(time for time in times if time is not None)
+    if len(known) < len(times) or len(known) < 3:
+        return None
+    gaps = [b - a for a, b in pairwise(known)]
+    return max(gaps) - min(gaps) > max(2, median(gaps) // 10)

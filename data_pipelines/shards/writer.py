@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -17,14 +17,14 @@ import numpy as np
 
 from ovtrain.schema.atomic import atomic_open, file_sha256
 from ovtrain.schema.errors import ManifestError
-from ovtrain.schema.manifest import MANIFEST, ShardIndex, ShardInfo, ShardManifest, fingerprint
+from ovtrain.schema.manifest import ShardIndex, ShardInfo, ShardManifest
 from ovtrain.schema.sample import MEMBERS, Kind
 
 Sample = tuple[str, Mapping[str, bytes]]
 """Sample key and its payloads by member name."""
 
 
-def write_tar(handle: IO[bytes], samples: list[Sample]) -> None:
+def write_tar(handle: IO[bytes], samples: Iterable[Sample]) -> None:
     """Append ``{key}.{member}`` files to a tar; bytes depend on the samples alone."""
     with tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in samples:
@@ -60,65 +60,27 @@ def index_tar(path: Path, kind: Kind) -> ShardIndex:
     return ShardIndex(list(places), places_array[..., 0], places_array[..., 1])
 
 
-class ShardWriter:
-    """Collects samples of one source into shards of ``samples_per_shard``."""
-
-    def __init__(
-        self,
-        folder: Path,
-        kind: Kind,
-        *,
-        source: str,
-        frames: int,
-        size: int,
-        patch: int,
-        samples_per_shard: int,
-    ) -> None:
-        self._folder, self._source = folder, source
-        self._kind: Kind = kind
-        self._frames, self._size, self._patch = frames, size, patch
-        self._limit = samples_per_shard
-        self._pending: list[Sample] = []
-        self._shards: list[ShardInfo] = []
-        self._keys: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
-
-    def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Append one sample, all its members in any order."""
-        self._pending.append((key, {name: members[name] for name in MEMBERS[self._kind]}))
-        if len(self._pending) == self._limit:
-            self._flush()
-
-    def _flush(self) -> None:
-        path = self._folder / f"{self._source}-{len(self._shards):06d}.tar"
-        with atomic_open(path) as handle:
-            write_tar(handle, self._pending)
-        index = index_tar(path, self._kind)
-        index.write(path.with_suffix(".npz"))
-        size = path.stat().st_size
-        self._shards.append(ShardInfo(path.name, len(index.keys), size, file_sha256(path)))
-        self._keys += index.keys
-        self._pending = []
-
-    def close(self) -> ShardManifest:
-        """Write the last shard and the manifest; remove shards of an earlier, longer run."""
-        if self._pending:
-            self._flush()
-        manifest = ShardManifest(
-            source=self._source,
-            kind=self._kind,
-            frames=self._frames,
-            height=self._size,
-            width=self._size,
-            patch=self._patch,
-            fingerprint=fingerprint(self._keys),
-            shards=tuple(self._shards),
+def write_shard(
+    folder: Path, source: str, number: int, kind: Kind, samples: Iterable[Sample]
+) -> ShardInfo:
+    """Tar and index ``number`` of a source."""
+    path = folder / f"{source}-{number:06d}.tar"
+    with atomic_open(path) as handle:
+        write_tar(
+            handle, ((key, {n: members[n] for n in MEMBERS[kind]}) for key, members in samples)
         )
-        kept = {shard.name for shard in self._shards}
-        for path in self._folder.glob(f"{self._source}-??????.tar"):
-            if path.name not in kept:
-                path.unlink()
-                path.with_suffix(".npz").unlink(missing_ok=True)
-        manifest.write(self._folder)
-        return manifest
+    index = index_tar(path, kind)
+    index.write(path.with_suffix(".npz"))
+    return ShardInfo(path.name, len(index.keys), path.stat().st_size, file_sha256(path))
+
+
+def write_manifest(folder: Path, manifest: ShardManifest) -> None:
+    """The last file of a source; shards of an earlier, longer one are removed. Raises ManifestError
+    where shards are missing."""
+    manifest.check_files(folder)
+    kept = {shard.name for shard in manifest.shards}
+    for path in folder.glob(f"{manifest.source}-??????.tar"):
+        if path.name not in kept:
+            path.unlink()
+            path.with_suffix(".npz").unlink(missing_ok=True)
+    manifest.write(folder)

@@ -22,6 +22,7 @@ SHARE = Rule("above 0 to 1", lambda x: 0 < x <= 1)
 SHARE_OR_NONE = Rule("a share, 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Rule("0 to below 1", lambda x: 0 <= x < 1)
 PERCENTILE = Rule("above 0 to 100", lambda x: 0 < x <= 100)
+QUALITY = Rule("1 to 100", lambda x: 1 <= x <= 100)
 CRF = Rule("0 (lossless) to 51", lambda x: 0 <= x <= 51)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ovtrain.schema.errors import ManifestError
 
 Kind = Literal["video", "image", "document"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 CLIP, IMAGE, ENERGY, META = "mp4", "jpg", "energy.npy", "json"
 MEMBERS: dict[str, tuple[str, ...]] = {
     "video": (CLIP, ENERGY, META),

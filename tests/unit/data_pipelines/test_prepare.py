@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from data_pipelines import prepare as room
-from data_pipelines.samples import unique_keys
+from data_pipelines.plan import Keys
 from data_pipelines.shards.verify import verify
+from data_pipelines.shards.writer import Sample
+from data_pipelines.store import SampleStore
 from ovtrain.schema.errors import ConfigError, ManifestError, MediaError
 from ovtrain.schema.manifest import ShardIndex, ShardManifest
-from ovtrain.schema.sample import MEMBERS, SampleMeta
+from ovtrain.schema.sample import MEMBERS, Kind, SampleMeta
 
 from .conftest import PREPARE, SYNTHETIC
 
@@ -40,7 +43,7 @@ def test_bad_files_are_named_with_their_reason(prepared: Path):
     skipped = {row["file"]: row["reason"] for row in rows(prepared / "skipped.jsonl")}
     assert skipped == {
         "noise.mp4": "unreadable (Invalid data found when processing input)",
-        "notes.txt": "no video suffix",
+        "notes.txt": "no media suffix",
         "short.mp4": "fewer than 8 decodable frames (5)",
     }
 
@@ -123,18 +126,25 @@ def test_a_second_run_does_nothing_and_an_interrupted_one_goes_on(
     videos = Path((prepared / "videos").read_text())
     assert not room.prepare(videos, prepared, replace(PREPARE, workers=2))
 
-    def interrupt(*args: object) -> int:
-        raise KeyboardInterrupt
+    added: list[str] = []
 
+    def interrupt(store: SampleStore, kind: Kind, sample: Sample) -> dict:
+        added.append(sample[0])
+        if len(added) == 8:
+            raise KeyboardInterrupt
+        return add(store, kind, sample)
+
+    add = SampleStore.add
     with monkeypatch.context() as patch:
-        patch.setattr(room, "_write_shards", interrupt)
+        patch.setattr(SampleStore, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
             room.prepare(videos, tmp_path, PREPARE)
-    assert len(list((tmp_path / ".work").glob("*.tar"))) == 5
     capsys.readouterr()
     assert room.prepare(videos, tmp_path, PREPARE)
-    # Only the file that failed before is tried again.
-    assert "clips and energy: 1 of 1 files" in capsys.readouterr().out
+    # Two clips with their stills were there; the one that failed may be tried again.
+    said = capsys.readouterr().out
+    assert "inventory" not in said
+    assert re.search(r"samples: ([34]) of \1 clips and pictures", said)
     for kind in ("video", "image"):
         name = f"{kind}/manifest.json"
         assert (tmp_path / name).read_bytes() == (prepared / name).read_bytes()
@@ -148,7 +158,7 @@ def test_all_files_skipped_is_an_error_that_counts_the_reasons(tmp_path: Path, c
     status = room.main([str(tmp_path / "in"), "--out", str(tmp_path / "out"), "size=112"])
     error = capsys.readouterr().err
     assert status == 2
-    assert "no file gave a clip: 2 x unreadable" in error
+    assert "no file gave a sample: 2 x unreadable" in error
     assert len(rows(tmp_path / "out/skipped.jsonl")) == 2
 
 
@@ -165,7 +175,7 @@ def test_odd_names_and_files_that_are_no_files_are_named_and_skipped(clips: Path
     skipped = {row["file"]: row["reason"] for row in rows(tmp_path / "out/skipped.jsonl")}
     assert skipped == {
         "caf\\xe9.mp4": "its path is not UTF-8",
-        "notes\\xff": "no video suffix",
+        "notes\\xff": "no media suffix",
         "gone.mp4": "not a regular file (a dangling link, a pipe or a device)",
         "pipe.mp4": "not a regular file (a dangling link, a pipe or a device)",
     }
@@ -173,7 +183,7 @@ def test_odd_names_and_files_that_are_no_files_are_named_and_skipped(clips: Path
 
 
 def test_an_empty_folder_and_a_bad_size_are_typed_errors(tmp_path: Path):
-    with pytest.raises(MediaError, match="no video among 0 files"):
+    with pytest.raises(MediaError, match="no media among 0 files"):
         room.prepare(tmp_path, tmp_path / "out", PREPARE)
     with pytest.raises(ConfigError, match="multiple of patch"):
         room.prepare(tmp_path, tmp_path / "out", replace(PREPARE, size=113))
@@ -181,5 +191,6 @@ def test_an_empty_folder_and_a_bad_size_are_typed_errors(tmp_path: Path):
 
 def test_keys_are_clean_and_unique():
     names = ["a/x.mp4", "b/x.mp4", "ü.1.mp4", f"{'long' * 40}.mp4"]
-    assert unique_keys(names) == ["x", "x-2", "__1", ("long" * 40)[:60]]
+    keys = Keys()
+    assert [keys(name) for name in names] == ["x", "x-2", "__1", ("long" * 40)[:60]]
     assert SYNTHETIC.frames == PREPARE.frames

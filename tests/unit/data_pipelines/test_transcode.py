@@ -8,16 +8,26 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines.inventory.probe import probe
-from data_pipelines.transcode import clip_starts, cut_clips, passes_through, read_frames
+from data_pipelines.inventory.media import MediaFile
+from data_pipelines.inventory.probe import VideoRecord
+from data_pipelines.inventory.probe import probe as probe_media
+from data_pipelines.plan import places
+from data_pipelines.transcode import cut_clip, passes_through, read_frames
 from ovtrain.schema.errors import MediaError
 
 from .conftest import PREPARE, write_h264
 
 
+def probe(folder: Path, name: str) -> VideoRecord:
+    record = probe_media(folder, MediaFile(name, name))
+    assert isinstance(record, VideoRecord)
+    return record
+
+
 def test_the_record_tells_what_the_file_is(tmp_path: Path):
     write_h264(tmp_path / "a.mp4", frames=30, rotation=90)
     record = asdict(probe(tmp_path, "a.mp4"))
+    assert record.pop("state") == ((tmp_path / "a.mp4").stat().st_size, record_time(tmp_path))
     assert record | {"bytes": 0} == {
         "path": "a.mp4",
         "bytes": 0,
@@ -33,7 +43,16 @@ def test_the_record_tells_what_the_file_is(tmp_path: Path):
         "rotation": 90,
         "video_tracks": 1,
         "audio_tracks": 0,
+        "variable_rate": False,
+        "file": "a.mp4",
+        "offset": 0,
+        "size": -1,
+        "content": "",
     }
+
+
+def record_time(folder: Path) -> int:
+    return (folder / "a.mp4").stat().st_mtime_ns
 
 
 def test_a_file_without_video_is_a_media_error(tmp_path: Path):
@@ -76,16 +95,18 @@ def test_clip_starts_are_seeded_distinct_and_inside(tmp_path: Path):
     write_h264(tmp_path / "a.mp4", frames=50)
     record = probe(tmp_path, "a.mp4")
     config = replace(PREPARE, clips_per_video=5)
-    starts = clip_starts(record, config)
-    assert starts == clip_starts(record, config)
+    starts = [place.start for place in places(record, [None], [], config)]
+    assert starts == [place.start for place in places(record, [None], [], config)]
     assert len(set(starts)) == 5
     assert 0 <= min(starts) <= max(starts) <= 18
-    assert starts != clip_starts(record, replace(config, seed=1))
+    assert starts != [p.start for p in places(record, [None], [], replace(config, seed=1))]
 
 
 def test_a_short_video_is_sampled_uniformly_onto_the_clip(tmp_path: Path):
     write_h264(tmp_path / "a.mp4", frames=16)
-    (clip,) = cut_clips(tmp_path, probe(tmp_path, "a.mp4"), PREPARE)
+    record = probe(tmp_path, "a.mp4")
+    (place,) = places(record, [None], [], PREPARE)
+    clip = cut_clip(tmp_path, record, place, PREPARE)
     assert (clip.transcoded, clip.resampled) == (True, True)
     with av.open(io.BytesIO(clip.payload)) as container:
         levels = [int(f.to_ndarray()[10, 10]) for f in container.decode(video=0)]
