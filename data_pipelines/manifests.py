@@ -167,7 +167,7 @@ class Journal:
     """The lines of a part under way; ``rows``: those that an earlier try left; ``done``: their
     items; ``open_beside``: what is closed with it."""
 
-    def __init__(self, path: Path, made_from: str, rows: list[Row], handle: IO[str]) -> None:
+    def __init__(self, path: Path, made_from: str, rows: list[Row], handle: IO[bytes]) -> None:
         self.path, self._made_from, self._handle = path, made_from, handle
         self.rows = rows
         self.open_beside = ExitStack()
@@ -177,12 +177,16 @@ class Journal:
     def open(cls, path: Path, made_from: str) -> Journal:
         """Go on behind the whole lines of a part that was made from the same, or begin."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by ``__exit__``
-        _lock(handle, path)
-        rows, end = _whole_lines(path, made_from)
+        handle = open(path, "a+b")  # noqa: SIM115 - closed by ``__exit__``
+        try:
+            _lock(handle, path)
+        except StageError:
+            handle.close()
+            raise
+        rows, end = _whole_lines(handle, made_from)
         handle.truncate(end)
         if not end:
-            handle.write(json.dumps({"made_from": made_from}) + "\n")
+            handle.write(_line({"made_from": made_from}))
         return cls(path, made_from, rows, handle)
 
     def __enter__(self) -> Journal:
@@ -193,21 +197,21 @@ class Journal:
         self._handle.close()
 
     def add(self, number: int, row: Row) -> None:
-        self._handle.write(json.dumps({"item": number, **row}) + "\n")
+        self._handle.write(_line({"item": number, **row}))
         self._handle.flush()
 
     def sort(self) -> None:
         rows = sorted(_lines(self.path), key=lambda row: row["item"])
         sorted_path = self.path.with_name(self.path.name + ".sorted")
-        with open(sorted_path, "w", encoding="utf-8") as handle:
-            handle.write(json.dumps({"made_from": self._made_from}) + "\n")
-            handle.writelines(json.dumps(row) + "\n" for row in rows)
+        with open(sorted_path, "wb") as handle:
+            handle.write(_line({"made_from": self._made_from}))
+            handle.writelines(map(_line, rows))
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(sorted_path, self.path)
 
 
-def _lock(handle: IO[str], path: Path) -> None:
+def _lock(handle: IO[bytes], path: Path) -> None:
     """Held until the file is closed. Raises StageError where another process writes this part."""
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,16 +248,21 @@ def _lines(path: Path) -> Iterator[Row]:
             yield row
 
 
-def _whole_lines(path: Path, made_from: str) -> tuple[list[Row], int]:
-    """Rows of a part that was cut short, and the bytes they take, the first line included."""
+def _whole_lines(handle: IO[bytes], made_from: str) -> tuple[list[Row], int]:
+    """Rows of a part that was cut short, and the bytes they take, the first line included. Read
+    through the handle that holds the lock: closing another one would let go of it."""
     rows: list[Row] = []
     end = 0
-    with open(path, "rb") as handle:
-        for line in handle:
-            row = _parsed(line.decode(errors="replace")) if line.endswith(b"\n") else None
-            if row is None or (not end and row.get("made_from") != made_from):
-                break
-            if end:
-                rows.append(row)
-            end += len(line)
+    handle.seek(0)
+    for line in handle:
+        row = _parsed(line.decode(errors="replace")) if line.endswith(b"\n") else None
+        if row is None or (not end and row.get("made_from") != made_from):
+            break
+        if end:
+            rows.append(row)
+        end += len(line)
     return rows, end
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row).encode() + b"\n"
