@@ -25,7 +25,7 @@ import numpy as np
 from data_pipelines.job import word_files
 from ovtrain.config.prepare import OcrConfig
 from ovtrain.schema.atomic import atomic_open
-from ovtrain.schema.errors import ConfigError, LabelError
+from ovtrain.schema.errors import LabelError
 from ovtrain.schema.labels import LabelStore
 
 VOCABULARY = "vocabulary.txt"
@@ -44,12 +44,7 @@ class Page:
 def pages(config: OcrConfig, faults: dict[str, str] | None = None) -> Iterator[Page]:
     """All lines that can be read; why others cannot goes to ``faults``. Raises ConfigError where
     ``ocr.words`` names no file."""
-    files = word_files(config.words)
-    if not all(path.is_file() for path in files) or (config.words and not files):
-        raise ConfigError(
-            f"ocr.words={config.words}", "no such file", allowed="a .jsonl file or a folder of them"
-        )
-    for path in files:
+    for path in word_files(config.words):
         with open(path, encoding="utf-8", errors="replace") as handle:
             for number, line in enumerate(handle, 1):
                 if not line.strip():

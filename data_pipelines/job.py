@@ -14,6 +14,7 @@ from data_pipelines.progress import Progress
 from data_pipelines.stages import file_state, fingerprint
 from data_pipelines.workers import Failure, Workers
 from ovtrain.config.prepare import PrepareConfig
+from ovtrain.schema.errors import ConfigError
 from ovtrain.schema.versions import PIPELINE
 
 WORK = ".work"
@@ -83,8 +84,10 @@ def skip(name: str, reason: str) -> Row:
 
 
 def word_files(words: str) -> list[Path]:
-    """The .jsonl files that ``ocr.words`` names, sorted."""
-    if not words:
-        return []
+    """The .jsonl files that ``ocr.words`` names, sorted. Raises ConfigError where there are none."""
     path = Path(words)
-    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if words and not (found and all(one.is_file() for one in found)):
+        allowed = "a .jsonl file or a folder of them"
+        raise ConfigError(f"ocr.words={words}", "no such file", allowed=allowed)
+    return found if words else []
