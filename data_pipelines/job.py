@@ -84,7 +84,7 @@ def skip(name: str, reason: str) -> Row:
 
 
 def word_files(words: str) -> list[Path]:
-    """The .jsonl files that ``ocr.words`` names, sorted. Raises ConfigError where there are none."""
+    """The .jsonl files that ``ocr.words`` names, sorted. Raises ConfigError where none is there."""
     path = Path(words)
     found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if words and not (found and all(one.is_file() for one in found)):
