@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
@@ -35,16 +36,18 @@ def write_tar(handle: IO[bytes], samples: Iterable[Sample]) -> None:
 
 
 def index_tar(path: Path, kind: Kind) -> ShardIndex:
-    """Keys, offsets and sizes as they lie in a tar.
+    """Keys, offsets, sizes and checksums as they lie in a tar.
 
     Raises ManifestError on an incomplete sample.
     """
-    places: dict[str, dict[str, tuple[int, int]]] = {}
+    places: dict[str, dict[str, tuple[int, int, int]]] = {}
     try:
         with tarfile.open(path, mode="r:") as tar:
             for member in tar:
                 key, _, name = member.name.partition(".")
-                places.setdefault(key, {})[name] = (member.offset_data, member.size)
+                payload = tar.extractfile(member)
+                crc = zlib.crc32(payload.read() if payload else b"")
+                places.setdefault(key, {})[name] = (member.offset_data, member.size, crc)
     except (OSError, tarfile.TarError) as error:
         raise ManifestError(str(path), f"not a readable tar ({error})") from error
     for key, found in places.items():
@@ -56,8 +59,9 @@ def index_tar(path: Path, kind: Kind) -> ShardIndex:
                 fix="write the shards again",
             )
     table = [[found[name] for name in MEMBERS[kind]] for found in places.values()]
-    places_array = np.array(table, dtype=np.int64).reshape(len(table), len(MEMBERS[kind]), 2)
-    return ShardIndex(list(places), places_array[..., 0], places_array[..., 1])
+    places_array = np.array(table, dtype=np.int64).reshape(len(table), len(MEMBERS[kind]), 3)
+    offsets, sizes, crcs = np.moveaxis(places_array, -1, 0)
+    return ShardIndex(list(places), offsets, sizes, crcs.astype(np.uint32))
 
 
 def write_shard(

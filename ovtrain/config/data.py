@@ -100,6 +100,8 @@ class DataConfig:
     worker_memory_mib  most data that a worker may hold; beyond it the sample is skipped
     prefetch           batches made ahead
     cache_dir          folder for the raw frames of clips, or ""
+    shard_cache        folder on a local disk for what was read of the shards, or ""
+    shard_cache_gib    most that it may hold
     max_bad_in_a_row   unreadable samples in a row that stop the run
     """
 
@@ -116,6 +118,8 @@ class DataConfig:
     worker_memory_mib: int = 2048
     prefetch: int = 2
     cache_dir: str = ""
+    shard_cache: str = ""
+    shard_cache_gib: float = 200.0
     max_bad_in_a_row: int = 100
 
     def problems(self) -> list[str]:
@@ -136,7 +140,7 @@ class DataConfig:
         found += not_among(self, "data.", {"image_decoder": IMAGE_DECODERS})
         sizes = ("size", "clip_frames", "token_budget", "chunks")
         bounds = ("sample_timeout_s", "worker_memory_mib", "prefetch", "max_bad_in_a_row")
-        rules = {POSITIVE: (*sizes, *bounds), NOT_NEGATIVE: ("workers",)}
+        rules = {POSITIVE: (*sizes, *bounds, "shard_cache_gib"), NOT_NEGATIVE: ("workers",)}
         return found + broken(self, "data.", rules)
 
 

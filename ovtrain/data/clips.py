@@ -72,7 +72,8 @@ class Clip:
     def _decoded(self, wanted: list[int]) -> Iterator[tuple[int, Pixels]]:
         size = (self.grid.height * self.grid.patch, self.grid.width * self.grid.patch)
         found = -1
-        for found, frame in decode_frames(self._bytes(), self.where, set(wanted)):
+        asked = self._bytes(), self.where, set(wanted), self.grid.frames
+        for found, frame in decode_frames(*asked):
             if frame.shape[:2] != size:
                 raise MediaError(
                     self.where,

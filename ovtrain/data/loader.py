@@ -253,7 +253,7 @@ class Loader:
             return source.sample(asked.place, made, asked.task.view)
         if self._closing:  # its worker was ended
             return source.placeholder()
-        where = asked.task.where
+        where = source.name(asked.place)
         log.warning("source %s: skipped %s: %s", source.config.name, where, made.reason)
         bad.append(BadSample(source.config.name, where, made.reason))
         self._bad_in_a_row += 1

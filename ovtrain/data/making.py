@@ -17,6 +17,7 @@ from ovtrain.data.augment import Augmentation, Window, kept_tokens
 from ovtrain.data.clips import Clip
 from ovtrain.data.clock import Clock
 from ovtrain.data.decode.base import Pixels, decode_image, fit
+from ovtrain.data.shard_cache import ShardCache
 from ovtrain.data.shards import read_energy
 from ovtrain.data.tars import Member, TarFiles
 from ovtrain.data.views import ViewPlan
@@ -26,7 +27,7 @@ from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, Kind
 
 @dataclass(frozen=True)
 class SampleTask:
-    """One sample to make. ``where``: ``shard.tar/key``; ``grid``: of what is shown, ``stored``: of
+    """One sample to make. ``where``: ``shard.tar#row``; ``grid``: of what is shown, ``stored``: of
     what the shard holds, as large or larger for clips; ``flip``: share of samples that are
     mirrored; ``cache``: file of the clip's raw frames, or ""."""
 
@@ -55,7 +56,7 @@ class Maker:
     """Task -> Made. Raises MediaError."""
 
     def __init__(self, data: DataConfig) -> None:
-        self.data, self.files = data, TarFiles()
+        self.data, self.files = data, TarFiles(ShardCache.of(data))
 
     def __call__(self, task: SampleTask) -> Made:
         return self._clip(task) if task.kind == "video" else self._picture(task)

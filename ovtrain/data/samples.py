@@ -19,7 +19,6 @@ from ovtrain.distributed.context import seed_for
 from ovtrain.schema.errors import ManifestError
 from ovtrain.schema.grid import PatchGrid
 from ovtrain.schema.labels import LabelStore
-from ovtrain.schema.sample import key_hash
 
 PLACEHOLDER_VIEW = views.IMAGE
 
@@ -39,7 +38,7 @@ class Source:
         frames = manifest.frames if manifest.kind == "video" else 1
         self.grid = PatchGrid.from_pixels(frames, data.size, data.size, manifest.patch)
         self.order = SampleOrder(config.name, len(self.reader), seed)
-        self.hashes = key_hash(self.reader.keys)
+        self.hashes = self.reader.hashes
         smaller = min(manifest.height, manifest.width) < data.size
         if manifest.kind == "video" and (manifest.frames != data.clip_frames or smaller):
             raise ManifestError(
@@ -65,7 +64,7 @@ class Source:
         if self.is_video:
             view = view_of(g, self.data.views, self.seed, self.config.name)
         return SampleTask(
-            self.reader.name(i),
+            self.reader.place(i),
             self.reader.manifest.kind,
             view,
             seed_for(self.seed, f"sample:{self.config.name}", g),
@@ -75,6 +74,10 @@ class Source:
             self.reader.locate(i),
             self.clips.cache_file(i) if self.clips else "",
         )
+
+    def name(self, g: int) -> str:
+        """``shard.tar/key`` of the g-th sample, for messages."""
+        return self.reader.name(self.order(g)[0])
 
     def sample(self, g: int, made: Made, view: int) -> PackedSample:
         """The g-th sample, made and labelled."""

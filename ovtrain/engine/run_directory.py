@@ -43,6 +43,8 @@ FREE_KEYS = frozenset(
         "data.worker_memory_mib",
         "data.prefetch",
         "data.cache_dir",
+        "data.shard_cache",
+        "data.shard_cache_gib",
         "data.max_bad_in_a_row",
     }
 )

@@ -9,6 +9,7 @@ run is seconds and hundreds of MiB. These import what their work needs.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pickle
 import resource
@@ -197,7 +198,18 @@ def _answer(
 ) -> Any:
     try:
         return work(task)
-    except MemoryError:
-        return Failure(f"out of memory (more than {memory_mib} MiB)")
-    except bad as error:
-        return Failure(reason_of(error))
+    except (MemoryError, OSError, *bad) as error:
+        if starved(error):
+            return Failure(f"out of memory (more than {memory_mib} MiB)")
+        if isinstance(error, bad):
+            return Failure(reason_of(error))
+        raise
+
+
+def starved(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a lack of memory."""
+    if error is None:
+        return False
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
+        return True
+    return starved(error.__cause__)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ovtrain.schema.arrays import NOT_AN_ARRAY
 from ovtrain.schema.atomic import atomic_open, write_json
 from ovtrain.schema.errors import LabelError
 from ovtrain.schema.sample import key_hash
@@ -32,7 +33,7 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+    except NOT_AN_ARRAY as error:
         raise LabelError(str(path), f"unreadable ({error})", fix="rebuild the store") from error
 
 

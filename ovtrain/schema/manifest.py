@@ -4,7 +4,7 @@ Folder layout, one source each::
 
     manifest.json            ShardManifest
     {name}-{i:06d}.tar       plain WebDataset
-    {name}-{i:06d}.npz       ShardIndex of that tar: keys, member offsets and sizes
+    {name}-{i:06d}.npz       ShardIndex of that tar: keys, member offsets, sizes and checksums
 
 ``fingerprint`` hashes the sample keys in shard order; stores of features and labels repeat it.
 """
@@ -12,15 +12,16 @@ Folder layout, one source each::
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from ovtrain.schema.arrays import NOT_ARRAYS
 from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
 from ovtrain.schema.errors import ManifestError
 from ovtrain.schema.sample import MEMBERS, Kind
@@ -44,32 +45,54 @@ class ShardIndex:
     """Where each sample's members lie in its tar.
 
     keys (S,) str; offsets (S, M) int64 byte of the payload's start; sizes (S, M) int64; M members
-    in the order of ``MEMBERS[kind]``.
+    in the order of ``MEMBERS[kind]``. crcs (S, M) uint32 CRC-32 of the payloads; None in shards
+    that were written without.
     """
 
     keys: list[str]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    crcs: npt.NDArray[np.uint32] | None = None
 
     def write(self, path: Path) -> None:
+        arrays: dict[str, Any] = {"offsets": self.offsets, "sizes": self.sizes}
+        if self.crcs is not None:
+            arrays["crcs"] = self.crcs
         with atomic_open(path) as handle:
-            np.savez(handle, keys=np.array(self.keys), offsets=self.offsets, sizes=self.sizes)
+            np.savez(handle, keys=np.array(self.keys, dtype=np.str_), **arrays)
 
     @classmethod
     def read(cls, path: Path) -> ShardIndex:
+        """Raises ManifestError where it cannot be read, or its arrays do not fit each other."""
         try:
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as data:
-                return cls(
-                    [str(k) for k in data["keys"]],
-                    data["offsets"].astype(np.int64),
-                    data["sizes"].astype(np.int64),
-                )
-        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+                return _index(data)
+        except NOT_ARRAYS as error:
             raise ManifestError(
                 str(path),
                 f"shard index unreadable ({error})",
                 fix="copy the folder or prepare it again",
             ) from error
+
+
+def _index(data: Mapping[str, npt.NDArray[Any]]) -> ShardIndex:
+    keys, offsets, sizes = data["keys"], data["offsets"], data["sizes"]
+    crcs = data.get("crcs")
+    if keys.dtype.kind != "U" or keys.ndim != 1:
+        raise ValueError(f"keys are {keys.dtype} {keys.shape}")
+    for name, table in (("offsets", offsets), ("sizes", sizes), ("crcs", crcs)):
+        if table is None:
+            continue
+        if table.dtype.kind not in "iu" or table.ndim != 2 or len(table) != len(keys):
+            raise ValueError(f"{name} are {table.dtype} {table.shape}, of {len(keys)} keys")
+        if table.shape != offsets.shape:
+            raise ValueError(f"{name} are {table.shape}, offsets {offsets.shape}")
+    return ShardIndex(
+        keys.tolist(),
+        offsets.astype(np.int64),
+        sizes.astype(np.int64),
+        None if crcs is None else crcs.astype(np.uint32),
+    )
 
 
 @dataclass(frozen=True)
@@ -148,4 +171,15 @@ class ShardManifest:
 
 def fingerprint(keys: list[str]) -> str:
     """Hex digest of the sample keys in shard order."""
-    return sha256("\n".join(keys).encode()).hexdigest()[:32]
+    return fingerprint_of(["\n".join(keys).encode()])
+
+
+def fingerprint_of(shards: Iterable[bytes]) -> str:
+    """The same from each shard's keys, joined by newlines, one shard at a time."""
+    digest, separator = sha256(), b""
+    for text in shards:
+        if text:
+            digest.update(separator)
+            digest.update(text)
+            separator = b"\n"
+    return digest.hexdigest()[:32]

@@ -20,11 +20,18 @@ from ovtrain.schema.errors import MediaError
 
 Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 80_000_000
+MOST_LENGTHS = 100
+"""Long side over short side."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Not all that Pillow knows: some of it runs other programs."""
 NOT_A_PICTURE = (
-    *(UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError, ValueError),
-    *(SyntaxError, OverflowError, struct.error, zlib.error),
+    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, struct.error, zlib.error),
+    *(TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError),
+    *(NotImplementedError, RecursionError),
+    Warning,  # where warnings are errors
 )
 """What Pillow raises of damaged files."""
+BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageDecoder(Protocol):
@@ -39,17 +46,31 @@ def decode_image(data: bytes, where: str, *, upright: bool = False) -> Pixels:
     """JPEG or PNG -> (H, W, 3) uint8 RGB at its own size; ``upright``: turned as its EXIF data say.
     Raises MediaError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                found = f"too large a picture ({image.width} x {image.height})"
-                raise MediaError(where, found, allowed=f"{MAX_PIXELS:,} pixels")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, where)
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(image.convert("RGB"))
     except MediaError:
         raise
+    except BOMB as error:
+        raise MediaError(where, f"too large a picture ({error})") from error
+    except UnidentifiedImageError as error:
+        found = "not a readable picture (of no known format)"
+        raise MediaError(where, found, allowed=", ".join(FORMATS)) from error
     except NOT_A_PICTURE as error:
         raise MediaError(where, f"not a readable picture ({error})") from error
+
+
+def _check_size(image: Image.Image, where: str) -> None:
+    """Before a line of it is decoded. Raises MediaError."""
+    size, sides = f"({image.width} x {image.height})", sorted((image.width, image.height))
+    if sides[0] * sides[1] > MAX_PIXELS:
+        found = f"too large a picture {size}"
+        raise MediaError(where, found, allowed=f"{MAX_PIXELS:,} pixels")
+    if sides[1] > MOST_LENGTHS * sides[0]:
+        found = f"too long a picture {size}"
+        raise MediaError(where, found, allowed=f"sides up to 1:{MOST_LENGTHS}")
 
 
 def fit(picture: Pixels, size: int) -> Pixels:

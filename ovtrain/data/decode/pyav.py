@@ -13,6 +13,10 @@ from ovtrain.codec.decoded import Media, media_name, opened
 from ovtrain.data.decode.base import Pixels
 from ovtrain.schema.errors import MediaError
 
+STRICT = {"err_detect": "crccheck+explode"}
+"""What the decoder can tell of damage is an error; else it goes on with wrong pixels. Checksums are
+compared where the bitstream holds some."""
+
 
 def decode_clip(data: bytes, where: str, indices: Sequence[int] | None = None) -> Pixels:
     """Encoded clip -> (T, H, W, 3) uint8 RGB, T all frames or ``len(indices)``.
@@ -43,10 +47,11 @@ def quarter_turns(media: Media) -> int:
 
 
 def decode_frames(
-    media: Media, where: str, wanted: Collection[int] | None
+    media: Media, where: str, wanted: Collection[int] | None, expected: int = 0
 ) -> Iterator[tuple[int, Pixels]]:
     """(number, (H, W, 3) uint8 RGB) of the wanted frames, all with None, in presentation order, as
-    they are coded. Nothing behind the last of them is decoded. Raises MediaError."""
+    they are coded. Nothing behind the last of them is decoded. Raises MediaError, also where the
+    container says that there are fewer frames than ``expected``."""
     last = None if wanted is None else max(wanted)
     reformatter = av.video.reformatter.VideoReformatter()
     try:
@@ -54,8 +59,13 @@ def decode_frames(
     except MediaError as error:
         raise MediaError(where, f"does not decode ({error.found})") from error
     try:
+        if 0 < video.stream.frames < expected:
+            raise MediaError(where, f"too few frames ({video.stream.frames} of {expected})")
         video.stream.codec_context.thread_count = 1
+        video.stream.codec_context.options = STRICT
         for number, frame in enumerate(video.container.decode(video.stream)):
+            if frame.is_corrupt:
+                raise MediaError(where, f"does not decode (frame {number} is damaged)")
             if wanted is None or number in wanted:
                 rgb = reformatter.reformat(frame, format="rgb24")
                 yield number, np.asarray(rgb.to_ndarray(), dtype=np.uint8)

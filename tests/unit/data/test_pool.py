@@ -37,7 +37,7 @@ def test_a_crash_a_hang_and_a_swollen_decoder_cost_their_samples(setup_folder, m
 def test_closing_does_not_wait_for_a_decoder_that_hangs(setup_folder):
     data = replace(typed_config(setup_folder).data, workers=1)
     loader = Loader(typed_config(setup_folder), world())
-    task = replace(loader.sources[0].task(0), where="x/0002")
+    task = replace(loader.sources[0].task(0), where="x-000000.tar#2")
     loader.close()
     pool = SamplePool(data, Harmful(data))
     future = pool.submit(task)
