@@ -56,7 +56,7 @@ def _check_index(folder: Path, shard: ShardInfo, manifest: ShardManifest) -> Sha
     same = stored.keys == actual.keys and (
         np.array_equal(stored.offsets, actual.offsets)
         and np.array_equal(stored.sizes, actual.sizes)
-        and (stored.crcs is None or np.array_equal(stored.crcs, actual.crcs))
+        and (stored.crcs is None or bool((stored.crcs == actual.crcs).all()))
     )
     if not same or len(actual.keys) != shard.samples:
         raise ManifestError(

@@ -11,6 +11,8 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from ovtrain.schema.atomic import atomic_open, file_sha256
 from ovtrain.schema.errors import ManifestError
-from ovtrain.schema.manifest import ShardIndex, ShardInfo, ShardManifest
+from ovtrain.schema.manifest import MANIFEST, ShardIndex, ShardInfo, ShardManifest, fingerprint
 from ovtrain.schema.sample import MEMBERS, Kind
 
 Sample = tuple[str, Mapping[str, bytes]]
@@ -76,6 +78,20 @@ def write_shard(
     index = index_tar(path, kind)
     index.write(path.with_suffix(".npz"))
     return ShardInfo(path.name, len(index.keys), path.stat().st_size, file_sha256(path))
+
+
+def write_source(
+    folder: Path, like: ShardManifest, samples: Iterable[Sample], samples_per_shard: int
+) -> ShardManifest:
+    """All shards of a source, and its manifest: ``like`` with these samples."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    left, shards, keys = iter(samples), list[ShardInfo](), list[str]()
+    while part := list(islice(left, samples_per_shard)):
+        shards.append(write_shard(folder, like.source, len(shards), like.kind, part))
+        keys += [key for key, _ in part]
+    manifest = replace(like, shards=tuple(shards), fingerprint=fingerprint(keys))
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: ShardManifest) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from ovtrain.schema.atomic import file_sha256
 from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.manifest import ShardIndex, ShardInfo, ShardManifest, fingerprint
-from ovtrain.schema.sample import MEMBERS, SampleMeta
+from ovtrain.schema.sample import MEMBERS, Kind, SampleMeta
 
 
 def hevc(frames: np.ndarray) -> bytes:
@@ -40,6 +40,11 @@ def npy(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, array)
     return out.getvalue()
+
+
+def geometry(kind: Kind, frames: int, size: int, patch: int = 14) -> ShardManifest:
+    """What the samples of a source are, without any."""
+    return ShardManifest(kind, kind, frames, size, size, patch, "", ())
 
 
 def write_shards(

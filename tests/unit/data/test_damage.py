@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ovtrain.data.loader as loader_module
-from data_pipelines.shards.writer import ShardWriter
+from data_pipelines.shards.writer import write_source
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import Loader
 from ovtrain.data.pool import SamplePool
@@ -22,7 +22,7 @@ from ovtrain.data.shards import ShardReader
 from ovtrain.schema.isolated import category
 from tests.helpers.damage import DAMAGES, FRAMES, HARMFUL, SIZE, Damage, payloads
 from tests.helpers.harmful import HarmedByPayload
-from tests.helpers.shards import write_labels
+from tests.helpers.shards import geometry, write_labels
 from tests.helpers.training import typed_config, world
 
 UNDAMAGED: Mapping[str, Damage] = {
@@ -48,19 +48,13 @@ def write(folder: Path, plans: Mapping[str, Mapping[str, Damage]], samples: int)
         once = [name for name in damages if name in HARMFUL[kind]]
         names = [name for name in damages if name not in once] or ["undamaged"]
         turns = [*once, *(names[n % len(names)] for n in range(samples - len(once)))]
-        writer = ShardWriter(
-            folder / kind,
-            "video" if kind == "video" else "image",
-            source=kind,
-            frames=FRAMES if kind == "video" else 1,
-            size=SIZE,
-            patch=14,
-            samples_per_shard=50,
+        like = geometry(kind, FRAMES if kind == "video" else 1, SIZE)
+        damaged = (
+            (f"{name}-{number:04d}", damages[name].change(payloads(kind, number), rng))
+            for number, name in enumerate(turns)
+            for rng in [np.random.default_rng([number, *name.encode()])]
         )
-        for number, name in enumerate(turns):
-            rng = np.random.default_rng([number, *name.encode()])
-            writer.add(f"{name}-{number:04d}", damages[name].change(payloads(kind, number), rng))
-        manifest = writer.close()
+        manifest = write_source(folder / kind, like, damaged, 50)
         write_labels(folder / f"{kind}-labels", manifest, ShardReader(folder / kind).keys, 10)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.shards.writer import ShardWriter
+from data_pipelines.shards.writer import write_source
 from ovtrain.data.loader import Loader
 from ovtrain.data.shards import ShardReader
 from ovtrain.data.tars import Member, TarFiles
@@ -21,6 +21,7 @@ from ovtrain.schema.isolated import category
 from ovtrain.schema.manifest import MANIFEST, ShardIndex
 from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, key_hash
 from tests.helpers.damage import FRAMES, SIZE, payloads
+from tests.helpers.shards import geometry
 from tests.helpers.training import typed_config, world
 
 PER_SHARD = 2
@@ -31,16 +32,10 @@ ARRAYS = ("keys", "offsets", "sizes", "crcs")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven shards of two pictures each."""
     folder = tmp_path_factory.mktemp("sound")
-    geometry = {"frames": 1, "size": SIZE, "patch": 14, "samples_per_shard": PER_SHARD}
-    writer = ShardWriter(folder / "image", "image", source="image", **geometry)
-    for number in range(14):
-        writer.add(f"p{number:02d}", payloads("image", number))
-    writer.close()
-    geometry["frames"] = FRAMES
-    writer = ShardWriter(folder / "video", "video", source="video", **geometry)
-    for number in range(4):
-        writer.add(f"c{number:02d}", payloads("video", number))
-    writer.close()
+    pictures = [(f"p{number:02d}", payloads("image", number)) for number in range(14)]
+    write_source(folder / "image", geometry("image", 1, SIZE), pictures, PER_SHARD)
+    clips = [(f"c{number:02d}", payloads("video", number)) for number in range(4)]
+    write_source(folder / "video", geometry("video", FRAMES, SIZE), clips, PER_SHARD)
     return folder
 
 
