@@ -1,8 +1,9 @@
 """Check a folder of shards against its manifest: files, hashes, indexes, every sample's members.
 
-    python -m data_pipelines.shards.verify DIR
+    python -m data_pipelines.shards.verify DIR [--media] [--workers N]
 
-Raises one ManifestError that names the faults; reads everything once, decodes no media.
+Reads everything once; with ``--media`` decodes every clip and picture, too, in processes that may
+die. Raises one ManifestError that names the faults.
 """
 
 from __future__ import annotations
@@ -10,55 +11,65 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
+from av.error import FFmpegError
 
+from data_pipelines.inventory.probe import video_stream
+from data_pipelines.progress import Progress
 from data_pipelines.shards.writer import index_tar
-from ovtrain.schema.errors import ManifestError, exit_status
+from data_pipelines.workers import Failure, Workers
+from ovtrain.codec.pictures import decode_image
+from ovtrain.schema.arrays import NOT_AN_ARRAY
+from ovtrain.schema.errors import ManifestError, MediaError, exit_status
 from ovtrain.schema.manifest import MANIFEST, ShardIndex, ShardInfo, ShardManifest, fingerprint
-from ovtrain.schema.sample import ENERGY, MEMBERS, META, SampleMeta
+from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, MEMBERS, META, SampleMeta
 
 SHOWN = 10
+TIMEOUT_S = 60.0
+STRICT = {"err_detect": "crccheck+explode"}
+"""A decoder that goes on over damage says nothing of it otherwise."""
+FIX = "repair the folder with `ovtrain data repair`, or copy it again"
 
 
-def verify(folder: Path, hashes: bool = True) -> ShardManifest:
+def verify(
+    folder: Path, *, hashes: bool = True, media: bool = False, workers: int = 2
+) -> ShardManifest:
     """The manifest, when all the shards are as it says."""
     manifest = ShardManifest.read(folder)
     manifest.check_files(folder, hashes=hashes)
     faults: list[str] = []
     keys: list[str] = []
-    for shard in manifest.shards:
-        try:
-            index = _check_index(folder, shard, manifest)
-        except ManifestError as error:
-            faults.append(str(error))
-            continue
-        keys += index.keys
-        faults += _check_samples(folder / shard.name, index, manifest)
+    with Progress("verify", len(manifest.shards), "shards") as progress:
+        for shard in manifest.shards:
+            try:
+                index = _check_index(folder, shard, manifest)
+                keys += index.keys
+                found = sample_faults(folder / shard.name, index, manifest)
+                faults += [f"{shard.name}/{key}: {fault}" for key, fault in found.items()]
+            except ManifestError as error:
+                faults.append(str(error))
+            progress.advance()
     if not faults and fingerprint(keys) != manifest.fingerprint:
         faults.append("the sample keys are not those of the manifest's fingerprint")
     if not faults and len(set(keys)) != len(keys):
         faults.append("a sample key occurs twice")
+    if media and not faults:
+        faults += [f"{name}: {fault}" for name, fault in media_faults(folder, manifest, workers)]
     if faults:
         more = f"; {len(faults) - SHOWN} more" if faults[SHOWN:] else ""
-        raise ManifestError(
-            str(folder / MANIFEST),
-            "; ".join(faults[:SHOWN]) + more,
-            fix="write the shards again",
-        )
+        raise ManifestError(str(folder / MANIFEST), "; ".join(faults[:SHOWN]) + more, fix=FIX)
     return manifest
 
 
 def _check_index(folder: Path, shard: ShardInfo, manifest: ShardManifest) -> ShardIndex:
     path = folder / shard.name
     stored, actual = ShardIndex.read(path.with_suffix(".npz")), index_tar(path, manifest.kind)
-    same = stored.keys == actual.keys and (
-        np.array_equal(stored.offsets, actual.offsets)
-        and np.array_equal(stored.sizes, actual.sizes)
-        and (stored.crcs is None or bool((stored.crcs == actual.crcs).all()))
-    )
-    if not same or len(actual.keys) != shard.samples:
+    if not same_index(stored, actual) or len(actual.keys) != shard.samples:
         raise ManifestError(
             path.with_suffix(".npz").name,
             f"index of {len(stored.keys)} samples does not fit a tar of {len(actual.keys)} "
@@ -67,43 +78,129 @@ def _check_index(folder: Path, shard: ShardInfo, manifest: ShardManifest) -> Sha
     return actual
 
 
-def _check_samples(path: Path, index: ShardIndex, manifest: ShardManifest) -> list[str]:
-    """Faults of one tar's metadata and energy maps."""
-    faults: list[str] = []
-    names = MEMBERS[manifest.kind]
-    side = (manifest.height // manifest.patch, manifest.width // manifest.patch)
+def same_index(stored: ShardIndex, actual: ShardIndex) -> bool:
+    """Whether a stored index says what the tar holds; one without checksums may be older."""
+    return stored.keys == actual.keys and (
+        np.array_equal(stored.offsets, actual.offsets)
+        and np.array_equal(stored.sizes, actual.sizes)
+        and (stored.crcs is None or bool((stored.crcs == actual.crcs).all()))
+    )
+
+
+def sample_faults(path: Path, index: ShardIndex, manifest: ShardManifest) -> dict[str, str]:
+    """What is wrong with samples of a tar, by key: metadata and energies."""
+    faults: dict[str, str] = {}
     with open(path, "rb") as handle:
         for row, key in enumerate(index.keys):
-            where = f"{path.name}/{key}"
-
-            def member(name: str, row: int = row) -> bytes:
-                column = names.index(name)
-                handle.seek(int(index.offsets[row, column]))
-                return handle.read(int(index.sizes[row, column]))
-
-            try:
-                meta = SampleMeta.from_json(member(META), where)
-                if (meta.key, meta.kind) != (key, manifest.kind):
-                    faults.append(f"{where}: metadata of {meta.kind} {meta.key}")
-                if ENERGY in names:
-                    energy = np.load(io.BytesIO(member(ENERGY)), allow_pickle=False)
-                    if energy.shape != (manifest.frames, *side) or energy.dtype != np.uint16:
-                        faults.append(f"{where}: energy is {energy.dtype} {energy.shape}")
-            except (ManifestError, ValueError) as error:
-                faults.append(f"{where}: {error}")
+            members = {
+                name: _payload(handle, index, row, column)
+                for column, name in enumerate(MEMBERS[manifest.kind])
+                if name in (META, ENERGY)
+            }
+            fault = why_unfit(key, members, manifest)
+            if fault:
+                faults[key] = fault
     return faults
+
+
+def _payload(handle: io.BufferedReader, index: ShardIndex, row: int, column: int) -> bytes:
+    handle.seek(int(index.offsets[row, column]))
+    return handle.read(int(index.sizes[row, column]))
+
+
+def why_unfit(key: str, members: Mapping[str, bytes], manifest: ShardManifest) -> str:
+    """Why a sample does not belong in these shards, by its metadata and energies, or ""."""
+    try:
+        meta = SampleMeta.from_json(members[META], key)
+    except ManifestError as error:
+        return error.found
+    if (meta.key, meta.kind) != (key, manifest.kind):
+        return f"metadata of {meta.kind} {meta.key}"
+    return _unfit_energy(members[ENERGY], manifest) if ENERGY in members else ""
+
+
+def _unfit_energy(payload: bytes, manifest: ShardManifest) -> str:
+    side = (manifest.height // manifest.patch, manifest.width // manifest.patch)
+    try:
+        energy = np.load(io.BytesIO(payload), allow_pickle=False)
+    except NOT_AN_ARRAY as error:
+        return f"energy is damaged ({error})"
+    if energy.shape != (manifest.frames, *side) or energy.dtype != np.uint16:
+        return f"energy is damaged ({energy.dtype} {energy.shape})"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Media:
+    """A clip or picture to decode: ``where`` it lies."""
+
+    name: str
+    path: str
+    offset: int
+    size: int
+    frames: int
+    picture: bool
+
+
+def media_faults(folder: Path, manifest: ShardManifest, workers: int) -> Iterator[tuple[str, str]]:
+    """(shard.tar/key, why it does not decode) of all clips or pictures that do not."""
+    tasks = list(_media(folder, manifest))
+    with (
+        Workers(_decode, workers, TIMEOUT_S) as pool,
+        Progress("decode", len(tasks), "samples") as progress,
+    ):
+        for index, answer in pool.run(tasks):
+            progress.advance()
+            if isinstance(answer, Failure):
+                yield tasks[index].name, answer.reason
+
+
+def _media(folder: Path, manifest: ShardManifest) -> Iterator[_Media]:
+    name = CLIP if manifest.kind == "video" else IMAGE
+    column = MEMBERS[manifest.kind].index(name)
+    for shard in manifest.shards:
+        path = folder / shard.name
+        index = ShardIndex.read(path.with_suffix(".npz"))
+        for row, key in enumerate(index.keys):
+            where = int(index.offsets[row, column]), int(index.sizes[row, column])
+            picture = manifest.kind != "video"
+            yield _Media(f"{shard.name}/{key}", str(path), *where, manifest.frames, picture)
+
+
+def _decode(media: _Media) -> None:
+    """Raises MediaError."""
+    with open(media.path, "rb") as handle:
+        handle.seek(media.offset)
+        payload = handle.read(media.size)
+    if media.picture:
+        decode_image(payload, media.name)
+        return
+    try:
+        with av.open(io.BytesIO(payload), "r") as container:
+            stream = video_stream(container, media.name)
+            stream.codec_context.options = STRICT
+            frames = [frame.is_corrupt for frame in container.decode(stream)]
+    except FFmpegError as error:
+        raise MediaError(media.name, f"does not decode ({error})") from error
+    if any(frames):
+        raise MediaError(media.name, f"does not decode (frame {frames.index(True)} is damaged)")
+    if len(frames) < media.frames:
+        raise MediaError(media.name, f"too few frames ({len(frames)} of {media.frames})")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; exit status 2 on a fault."""
-    parser = argparse.ArgumentParser(prog="data_pipelines.shards.verify")
+    parser = argparse.ArgumentParser(prog="data_pipelines.shards.verify", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(argv).folder
+    parser.add_argument("--media", action="store_true", help="decode every clip and picture")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args(argv)
 
     def work() -> None:
-        manifest = verify(folder)
+        manifest = verify(args.folder, media=args.media, workers=args.workers)
         held = f"{manifest.samples} samples in {len(manifest.shards)} shards"
-        print(f"{folder}: {held}, all as stated")
+        print(f"{args.folder}: {held}, all as stated")
 
     return exit_status(work)
 

@@ -70,7 +70,11 @@ def write_shard(
     folder: Path, source: str, number: int, kind: Kind, samples: Iterable[Sample]
 ) -> ShardInfo:
     """Tar and index ``number`` of a source."""
-    path = folder / f"{source}-{number:06d}.tar"
+    return replace_shard(folder / f"{source}-{number:06d}.tar", kind, samples)
+
+
+def replace_shard(path: Path, kind: Kind, samples: Iterable[Sample]) -> ShardInfo:
+    """Tar and index at ``path``."""
     with atomic_open(path) as handle:
         write_tar(
             handle, ((key, {n: members[n] for n in MEMBERS[kind]}) for key, members in samples)

@@ -1,4 +1,4 @@
-"""prepare, cluster, data verify: thin; the jobs parse and check their own config."""
+"""prepare, cluster, data: thin; the jobs parse and check their own config."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from launch.commands.options import job_arguments, overrides, run_job
 
 
 @click.command()
-@click.argument("videos", metavar="VIDEOS_DIR")
-@click.option("--out", required=True, help="Folder for shards, inventory and pictures.")
+@click.argument("source", metavar="SOURCE")
+@click.option("--out", required=True, help="Folder for shards, inventory and lists.")
 @click.option("--config", help="PrepareConfig YAML, a path or a shipped name.")
+@click.option("--stage", help="Only this stage: inventory, cuts, plan, samples, select, ...")
+@click.option("--part", help="I/N of a stage; in a SLURM array each task does its own.")
 @overrides
-def prepare(videos: str, out: str, config: str | None, overrides: tuple[str, ...]) -> int:
-    """Raw video -> clips -> energy -> shards."""
-    return run_job("data_pipelines.prepare", job_arguments(videos, out, config, overrides))
+def prepare(
+    source: str,
+    out: str,
+    config: str | None,
+    stage: str | None,
+    part: str | None,
+    overrides: tuple[str, ...],
+) -> int:
+    """Videos, pictures, tars of them or a .csv list -> clips -> energy -> shards."""
+    extra = [*(("--stage", stage) if stage else ()), *(("--part", part) if part else ())]
+    return run_job("data_pipelines.prepare", job_arguments(source, out, config, overrides, *extra))
 
 
 @click.command()
@@ -34,11 +44,30 @@ def cluster(
 
 @click.group()
 def data() -> None:
-    """Check shards."""
+    """Check shards, repair them."""
 
 
 @data.command()
 @click.argument("shards", metavar="SHARDS_DIR")
-def verify(shards: str) -> int:
-    """Check every shard's size, hash and index against the manifest."""
-    return run_job("data_pipelines.shards.verify", [shards])
+@click.option("--media", is_flag=True, help="Decode every clip and picture, too.")
+@click.option("--workers", default=2, show_default=True, help="Processes that decode.")
+def verify(shards: str, media: bool, workers: int) -> int:
+    """Check every shard's size, hash and index against the manifest, every sample's description."""
+    return run_job("data_pipelines.shards.verify", [shards, *_decoding(media, workers)])
+
+
+@data.command()
+@click.argument("shards", metavar="SHARDS_DIR")
+@click.option("--media", is_flag=True, help="Drop what does not decode, too.")
+@click.option("--workers", default=2, show_default=True, help="Processes that decode.")
+@click.option("--drop", help='.jsonl whose lines name samples to drop under "file".')
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+def repair(shards: str, media: bool, workers: int, drop: str | None, dry_run: bool) -> int:
+    """Keep what is sound, name and drop what is not, write indexes and manifest anew."""
+    extra = ["--drop", drop] if drop else []
+    extra += ["--dry-run"] if dry_run else []
+    return run_job("data_pipelines.shards.repair", [shards, *_decoding(media, workers), *extra])
+
+
+def _decoding(media: bool, workers: int) -> list[str]:
+    return [*(["--media"] if media else []), "--workers", str(workers)]
