@@ -2,5 +2,5 @@
 
 GENERATOR = 3
 """Of the generated clips."""
-PIPELINE = 3
+PIPELINE = 4
 """Of shards made from the same videos with the same settings."""

@@ -88,3 +88,26 @@ def test_a_batch_too_small_for_the_nodes_is_refused(capsys):
     call = ["launch", "slurm", "pretrain/debug-stage2", "--nodes", "4", "--dry-run"]
     assert cli.run(call) == 2
     assert "for 32 ranks" in capsys.readouterr().err
+
+
+def prepare_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What the script would start, with a Python that only says how it was called."""
+    script = data_folder("slurm") / "prepare.sbatch"
+    variables = {"PATH": "/usr/bin:/bin", "OVTRAIN_PYTHON": "echo", **environment}
+    command = ["bash", str(script), *arguments]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_the_preparation_script_runs_everything_or_an_array_of_one_stage():
+    alone = prepare_script("in", "out", SLURM_CPUS_PER_TASK="16")
+    call = "-m launch.cli prepare in --out out --config prepare/default workers=16"
+    assert alone.stdout.strip() == call
+    array = prepare_script(
+        *("in", "out", "mine.yaml", "--stage", "samples", "crf=20"), SLURM_ARRAY_TASK_ID="3"
+    )
+    call = "-m launch.cli prepare in --out out --config mine.yaml workers=2"
+    assert array.stdout.strip() == f"{call} --stage samples crf=20"
+    whole = prepare_script("in", "out", SLURM_ARRAY_TASK_ID="3")
+    assert whole.returncode == 2
+    assert "an array does one stage" in whole.stderr
+    assert prepare_script("in").returncode != 0
