@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_pipelines.shards.verify import media_faults, same_index, sample_faults, why_unfit
+from data_pipelines.shards.media import media_faults
+from data_pipelines.shards.verify import same_index, sample_faults, why_unfit
 from data_pipelines.shards.writer import Sample, index_tar, replace_shard, write_manifest
 from ovtrain.schema.atomic import file_sha256, write_json
 from ovtrain.schema.errors import ManifestError, exit_status

@@ -11,28 +11,20 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import av
 import numpy as np
-from av.error import FFmpegError
 
-from data_pipelines.inventory.probe import video_stream
 from data_pipelines.progress import Progress
+from data_pipelines.shards.media import media_faults
 from data_pipelines.shards.writer import index_tar
-from data_pipelines.workers import Failure, Workers
-from ovtrain.codec.pictures import decode_image
 from ovtrain.schema.arrays import NOT_AN_ARRAY
-from ovtrain.schema.errors import ManifestError, MediaError, exit_status
+from ovtrain.schema.errors import ManifestError, exit_status
 from ovtrain.schema.manifest import MANIFEST, ShardIndex, ShardInfo, ShardManifest, fingerprint
-from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, MEMBERS, META, SampleMeta
+from ovtrain.schema.sample import ENERGY, MEMBERS, META, SampleMeta
 
 SHOWN = 10
-TIMEOUT_S = 60.0
-STRICT = {"err_detect": "crccheck+explode"}
-"""A decoder that goes on over damage says nothing of it otherwise."""
 FIX = "repair the folder with `ovtrain data repair`, or copy it again"
 
 
@@ -128,64 +120,6 @@ def _unfit_energy(payload: bytes, manifest: ShardManifest) -> str:
     if energy.shape != (manifest.frames, *side) or energy.dtype != np.uint16:
         return f"energy is damaged ({energy.dtype} {energy.shape})"
     return ""
-
-
-@dataclass(frozen=True)
-class _Media:
-    """A clip or picture to decode: ``where`` it lies."""
-
-    name: str
-    path: str
-    offset: int
-    size: int
-    frames: int
-    picture: bool
-
-
-def media_faults(folder: Path, manifest: ShardManifest, workers: int) -> Iterator[tuple[str, str]]:
-    """(shard.tar/key, why it does not decode) of all clips or pictures that do not."""
-    tasks = list(_media(folder, manifest))
-    with (
-        Workers(_decode, workers, TIMEOUT_S) as pool,
-        Progress("decode", len(tasks), "samples") as progress,
-    ):
-        for index, answer in pool.run(tasks):
-            progress.advance()
-            if isinstance(answer, Failure):
-                yield tasks[index].name, answer.reason
-
-
-def _media(folder: Path, manifest: ShardManifest) -> Iterator[_Media]:
-    name = CLIP if manifest.kind == "video" else IMAGE
-    column = MEMBERS[manifest.kind].index(name)
-    for shard in manifest.shards:
-        path = folder / shard.name
-        index = ShardIndex.read(path.with_suffix(".npz"))
-        for row, key in enumerate(index.keys):
-            where = int(index.offsets[row, column]), int(index.sizes[row, column])
-            picture = manifest.kind != "video"
-            yield _Media(f"{shard.name}/{key}", str(path), *where, manifest.frames, picture)
-
-
-def _decode(media: _Media) -> None:
-    """Raises MediaError."""
-    with open(media.path, "rb") as handle:
-        handle.seek(media.offset)
-        payload = handle.read(media.size)
-    if media.picture:
-        decode_image(payload, media.name)
-        return
-    try:
-        with av.open(io.BytesIO(payload), "r") as container:
-            stream = video_stream(container, media.name)
-            stream.codec_context.options = STRICT
-            frames = [frame.is_corrupt for frame in container.decode(stream)]
-    except FFmpegError as error:
-        raise MediaError(media.name, f"does not decode ({error})") from error
-    if any(frames):
-        raise MediaError(media.name, f"does not decode (frame {frames.index(True)} is damaged)")
-    if len(frames) < media.frames:
-        raise MediaError(media.name, f"too few frames ({len(frames)} of {media.frames})")
 
 
 def main(argv: list[str] | None = None) -> int:
