@@ -10,7 +10,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
-  $(wildcard ovtrain/*/native/*.* ovtrain/*/native/*/*.*)
+  $(wildcard */native/*.* ovtrain/*/native/*.* ovtrain/*/native/*/*.*)
 
 .PHONY: help demo test test-full lint format wheel clean
 

@@ -87,3 +87,7 @@ class CodecError(OvtrainError):
 
 class CheckpointError(OvtrainError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class DuplicateError(OvtrainError):
+    """Edges, hashes or features that duplicates are to be found by break a rule."""

@@ -21,13 +21,13 @@ SANITIZE = (
 )
 KERNELS_UNDER_TEST = """
 import importlib, importlib.util, sys
-room, kernels = sys.argv[1].split("/")[-2], {"codec": "kernels", "ops": "class_kernels"}
-spec = importlib.util.spec_from_file_location(f"ovtrain.{room}._native", sys.argv[1])
+library, package, user, *words = sys.argv[1:]
+spec = importlib.util.spec_from_file_location(f"{package}._native", library)
 sys.modules[spec.name] = native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
-assert importlib.import_module(f"ovtrain.{room}.{kernels[room]}")._native is native
+assert importlib.import_module(user)._native is native
 import pytest
-sys.exit(pytest.main(["-s", "-p", "no:cacheprovider", *sys.argv[2:]]))
+sys.exit(pytest.main(["-s", "-p", "no:cacheprovider", *words]))
 """
 
 
@@ -125,18 +125,30 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel = build(folder, f"cmake.args=-DCMAKE_CXX_FLAGS={SANITIZE}", "cmake.build-type=Debug")
     with ZipFile(wheel) as archive:
         archive.extractall(folder)
-    return folder / "ovtrain"
+    return folder
 
 
 SANITIZED_TESTS = {
-    "codec": [f"tests/unit/codec/test_{name}.py" for name in ("kernels", "energy", "hevc_oracle")],
-    "ops": [f"tests/unit/{n}.py" for n in ("ops/test_class_kernels", "optim/test_sparse_rows")],
+    "ovtrain.codec": (
+        "kernels",
+        "codec/test_kernels",
+        "codec/test_energy",
+        "codec/test_hevc_oracle",
+    ),
+    "ovtrain.ops": ("class_kernels", "ops/test_class_kernels", "optim/test_sparse_rows"),
+    "data_pipelines": (
+        "dedup.components",
+        "data_pipelines/test_dedup_components",
+        "data_pipelines/test_dedup_near",
+    ),
 }
+"""Package of an extension: the module in it that uses the extension, tests."""
 
 
-@pytest.mark.parametrize("room", list(SANITIZED_TESTS))
-def test_native_code_is_clean_under_the_sanitizers(sanitized: Path, room: str):
-    (library,) = (str(path) for path in (sanitized / room).glob("_native*"))
+@pytest.mark.parametrize("package", list(SANITIZED_TESTS))
+def test_native_code_is_clean_under_the_sanitizers(sanitized: Path, package: str):
+    (library,) = (str(path) for path in (sanitized / package.replace(".", "/")).glob("_native*"))
+    user, *tests = SANITIZED_TESTS[package]
     assert b"__asan_report" in Path(library).read_bytes()
     # libstdc++ as well: the sanitizer looks for its throw before an extension could load it.
     preload = [
@@ -146,6 +158,7 @@ def test_native_code_is_clean_under_the_sanitizers(sanitized: Path, room: str):
     # Python itself never frees all it took; what is looked for is use out of bounds.
     env = environment() | {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     env["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-c", KERNELS_UNDER_TEST, library, *SANITIZED_TESTS[room]]
-    command += ["-k", "native"] if room == "ops" else []
+    command = [sys.executable, "-c", KERNELS_UNDER_TEST, library, package, f"{package}.{user}"]
+    command += [f"tests/unit/{test}.py" for test in tests]
+    command += ["-k", "native"] if package == "ovtrain.ops" else []
     assert "passed" in succeed(run(command, env))
