@@ -101,12 +101,13 @@ def _samples(job: Job, part: Part) -> None:
 
 
 def _select(job: Job, _: Part) -> None:
-    rows = select_rows(_of(job.manifest("samples"), _planned(job)), job.config)
-    job.manifest("select").write(WHOLE, _planned(job), rows, lambda _, rows: rows)
+    planned = _planned(job)
+    rows = select_rows(lambda: _of(job.manifest("samples"), planned), job.config)
+    job.manifest("select").write(WHOLE, planned, rows, lambda _, rows: rows)
 
 
 def _shards(job: Job, part: Part) -> None:
-    chosen = _of(job.manifest("select"), _planned(job))
+    chosen = (row for row in _of(job.manifest("select"), _planned(job)) if "shard" in row)
     job.manifest("shards").write(part, _planned(job), chosen, lambda _, rows: shard_rows(job, rows))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.dedup.looks import look
 from data_pipelines.images import reduced, still_images
 from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord
 from data_pipelines.inventory.stage import as_record
@@ -76,14 +77,23 @@ class FileSamples:
 
 
 def make_samples(task: FileTask) -> FileSamples:
-    """All samples of one file. Raises MediaError."""
-    if isinstance(task.record, PictureRecord):
-        return _picture_samples(task, task.record)
+    """All samples of a clip or picture. Raises MediaError."""
+    record = task.record
+    picture = isinstance(record, PictureRecord)
+    made = _picture_samples(task, record) if picture else _clip_samples(task, record)
+    if task.config.dedup.near:
+        for kind, (key, members) in made.samples:
+            payload = members[CLIP if kind == "video" else IMAGE]
+            made.hashes[key] = look(kind, payload, task.config.frames)
+    return made
+
+
+def _clip_samples(task: FileTask, record: VideoRecord) -> FileSamples:
     assert task.place is not None
     began = time.perf_counter()
-    clip = cut_clip(task.folder, task.record, task.place, task.config)
+    clip = cut_clip(task.folder, record, task.place, task.config)
     made = FileSamples(report=FileReport(seconds={"clip": time.perf_counter() - began}))
-    _add_clip(made, task, task.record, clip)
+    _add_clip(made, task, record, clip)
     return made
 
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.dedup.looks import alike
 from data_pipelines.job import WORK, Job
 from data_pipelines.manifests import Row, StageError
 from data_pipelines.shards.writer import write_shard
@@ -19,9 +20,11 @@ from ovtrain.schema.manifest import MANIFEST, ShardInfo
 from ovtrain.schema.sample import MEMBERS
 
 
-def select_rows(rows: Iterable[Row], config: PrepareConfig) -> Iterator[Row]:
+def select_rows(rows: Callable[[], Iterable[Row]], config: PrepareConfig) -> Iterator[Row]:
     """{"kind", "shard", "samples"}: the samples of each kind in their order, as many a shard as
-    ``config`` says."""
+    ``config`` says; {"duplicate": [key, of]} for each that is left out. ``rows``: of samples, from
+    the first each time."""
+    near = alike(rows(), config.dedup.distance) if config.dedup.near else {}
     waiting: dict[str, list[Row]] = {kind: [] for kind in MEMBERS}
     numbers = dict.fromkeys(MEMBERS, 0)
 
@@ -30,8 +33,12 @@ def select_rows(rows: Iterable[Row], config: PrepareConfig) -> Iterator[Row]:
         numbers[kind], waiting[kind] = numbers[kind] + 1, []
         return row
 
-    for sample in (sample for row in rows for sample in row.get("samples", ())):
+    for sample in (sample for row in rows() for sample in row.get("samples", ())):
         kind = sample["kind"]
+        original = near.get(kind, {}).get(sample["key"])
+        if original:
+            yield {"duplicate": [sample["key"], original]}
+            continue
         waiting[kind].append(sample)
         if len(waiting[kind]) == config.samples_per_shard:
             yield shard(kind)

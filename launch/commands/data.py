@@ -44,7 +44,7 @@ def cluster(
 
 @click.group()
 def data() -> None:
-    """Check shards, repair them."""
+    """Check shards, repair them, find duplicates."""
 
 
 @data.command()
@@ -67,6 +67,24 @@ def repair(shards: str, media: bool, workers: int, drop: str | None, dry_run: bo
     extra = ["--drop", drop] if drop else []
     extra += ["--dry-run"] if dry_run else []
     return run_job("data_pipelines.shards.repair", [shards, *_decoding(media, workers), *extra])
+
+
+@data.command()
+@click.argument("shards", metavar="SHARDS_DIR")
+@click.option("--features", help="Feature store of these shards, from `ovtrain cluster`.")
+@click.option("--cosine", default=0.95, show_default=True, help="Least similarity of duplicates.")
+@click.option("--edges", multiple=True, help=".npy of (E, 2) sample numbers that are near.")
+@click.option("--out", required=True, help=".jsonl of duplicates, for `repair --drop`.")
+def dedup(
+    shards: str, features: str | None, cosine: float, edges: tuple[str, ...], out: str
+) -> int:
+    """List samples whose embeddings are near those of an earlier one."""
+    given = [
+        *(["--features", features] if features else []),
+        *(["--edges", *edges] if edges else []),
+    ]
+    arguments = [shards, "--out", out, "--cosine", str(cosine), *given]
+    return run_job("data_pipelines.dedup.embedded", arguments)
 
 
 def _decoding(media: bool, workers: int) -> list[str]:
