@@ -34,7 +34,7 @@ def _clip(payload: bytes, frames: int) -> PerceptualHash:
     with av.open(io.BytesIO(payload), "r") as container:
         decoded = enumerate(container.decode(video_stream(container, "clip")))
         kept = [frame.to_ndarray()[: frame.height] for n, frame in decoded if n in wanted]
-    return clip_hash(np.stack(kept))
+    return clip_hash(np.stack(kept).astype(np.uint8, copy=False))
 
 
 def alike(rows: Iterable[Row], distance: int) -> dict[Kind, dict[str, str]]:
