@@ -91,8 +91,8 @@ class ShardReader:
         offsets, sizes = index.offsets[i].tolist(), index.sizes[i].tolist()
         crcs = [None] * len(names) if index.crcs is None else index.crcs[i].tolist()
         return {
-            name: Member(name, path, *place, key, shard.sha256)
-            for name, *place in zip(names, offsets, sizes, crcs, strict=True)
+            name: Member(name, path, offset, size, crc, key, shard.sha256)
+            for name, offset, size, crc in zip(names, offsets, sizes, crcs, strict=True)
         }
 
     @property

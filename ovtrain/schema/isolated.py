@@ -27,6 +27,8 @@ from typing import Any
 from ovtrain.schema.errors import OvtrainError
 
 DIED = "worker process died"
+TIMED_OUT = "timed out"
+OUT_OF_MEMORY = "out of memory"
 STOP_S = 5.0
 """A child that is asked to end is killed after this time."""
 PR_SET_PDEATHSIG = 1
@@ -118,7 +120,7 @@ class Child:
         connection = self.start()
         if not connection.poll(max(self.deadline - time.monotonic(), 0)):
             self.stop(kill=True)
-            return Failure(f"timed out (more than {self.timeout_s:g} s)")
+            return Failure(f"{TIMED_OUT} (more than {self.timeout_s:g} s)")
         try:
             return connection.recv()
         except (EOFError, ConnectionResetError):
@@ -200,7 +202,7 @@ def _answer(
         return work(task)
     except (MemoryError, OSError, *bad) as error:
         if starved(error):
-            return Failure(f"out of memory (more than {memory_mib} MiB)")
+            return Failure(f"{OUT_OF_MEMORY} (more than {memory_mib} MiB)")
         if isinstance(error, bad):
             return Failure(reason_of(error))
         raise
