@@ -61,6 +61,10 @@ class ShardReader:
         """Every sample's key, read from the indexes: some 100 bytes of memory each."""
         return [key for shard in range(len(self.manifest.shards)) for key in self._read_keys(shard)]
 
+    @property
+    def has_checksums(self) -> bool:
+        return self._index.crcs is not None
+
     def __len__(self) -> int:
         return len(self.hashes)
 

@@ -30,7 +30,10 @@ DIED = "worker process died"
 TIMED_OUT = "timed out"
 OUT_OF_MEMORY = "out of memory"
 STOP_S = 5.0
-"""A child that is asked to end is killed after this time."""
+"""A child that is asked to end is killed after this time; one that does not die of that, since
+storage does not answer it, is left behind after as long again."""
+START_S = 300.0
+"""A child whose imports take longer is killed."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -108,6 +111,8 @@ class Child:
         connection = self.start()
         with suppress(EOFError, ConnectionResetError):  # it died: ``receive`` reports that
             if not self._ready:
+                if not connection.poll(START_S) and self._process is not None:
+                    self._process.kill()
                 connection.recv()
                 self._ready = True
         self.deadline = time.monotonic() + self.timeout_s
@@ -164,7 +169,9 @@ class Child:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(STOP_S)
         process.kill()
-        return process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(STOP_S)
+        return -signal.SIGKILL
 
 
 def die_with(parent: int) -> None:

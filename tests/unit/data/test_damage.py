@@ -16,6 +16,7 @@ import pytest
 import ovtrain.data.loader as loader_module
 from data_pipelines.shards.writer import ShardWriter
 from ovtrain.config.train import TrainConfig
+from ovtrain.data.faults import CATEGORIES
 from ovtrain.data.loader import Loader
 from ovtrain.data.pool import SamplePool
 from ovtrain.data.shards import ShardReader
@@ -165,3 +166,14 @@ def test_a_thousand_damaged_samples_leave_nothing_behind(tmp_path: Path, monkeyp
     assert left_behind() == before
     assert resident_mib() < resident + 100
     check(tmp_path, plans, outcome)
+
+
+def test_every_reason_has_a_category_that_runs_count():
+    named = {
+        name
+        for plans in (DAMAGES, HARMFUL)
+        for damages in plans.values()
+        for damage in damages.values()
+        for name in damage.named
+    }
+    assert named <= set(CATEGORIES)

@@ -1,0 +1,180 @@
+"""Does the loader leak? Continuous loading of clips and pictures, some of them damaged.
+
+    python benchmarks/loader_soak.py --minutes 20
+
+Shards are made first: 64-frame clips of 224 x 224, pictures of 400 x 300. Each ``--every`` seconds
+the memory of this process and its workers is read (PSS: shared pages are counted once, in parts).
+After ``--warm-up`` seconds: ``start_mib`` and ``end_mib``, medians of the first and last quarter;
+``drift`` = end / start - 1; ``deviation``, the reading farthest from the median of all, as a share;
+``slope_mib_per_hour`` of the line through all. Exit status 1 where |drift| > 2 %, or files are left
+open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from measure import line
+from PIL import Image
+
+from data_pipelines.shards.writer import ShardWriter
+from ovtrain.config.data import DataConfig, SourceConfig
+from ovtrain.config.model import ModelConfig
+from ovtrain.config.train import RunConfig, TrainConfig
+from ovtrain.data.faults import by_category
+from ovtrain.data.loader import Loader
+from ovtrain.distributed.context import World
+
+FRAMES, SIZE, PATCH = 64, 224, 14
+DIFFERENT = 12
+"""Clips that are encoded; more samples repeat them."""
+ALLOWED_DRIFT = 0.02
+
+
+def clip(rng: np.random.Generator) -> bytes:
+    """Blocks that move, in HEVC."""
+    coarse = rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    wide = coarse.repeat(8, 0).repeat(8, 1)
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("libx265", rate=16)
+        stream.height = stream.width = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"preset": "ultrafast", "x265-params": "log-level=error:pools=none"}
+        for t in range(FRAMES):
+            shown = np.ascontiguousarray(wide[t : t + SIZE, 2 * t : 2 * t + SIZE])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, "rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()
+
+
+def picture(rng: np.random.Generator) -> bytes:
+    out = io.BytesIO()
+    coarse = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8))
+    coarse.resize((400, 300)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def harmed(data: bytes, number: int, rng: np.random.Generator) -> bytes:
+    """One in ten is cut, one in ten has flipped bits."""
+    if number % 10 == 3:
+        return data[: int(rng.integers(len(data)))]
+    if number % 10 == 7:
+        out = bytearray(data)
+        for at in rng.integers(len(data), size=8).tolist():
+            out[at] ^= 1 << int(rng.integers(8))
+        return bytes(out)
+    return data
+
+
+def write(folder: Path, samples: int) -> None:
+    rng = np.random.default_rng(0)
+    geometry: dict[str, Any] = {"size": SIZE, "patch": PATCH, "samples_per_shard": 32}
+    clips = [clip(rng) for _ in range(DIFFERENT)]
+    energy = io.BytesIO()
+    np.save(energy, rng.integers(0, 65535, (FRAMES, 16, 16)).astype(np.uint16))
+    video = ShardWriter(folder / "video", "video", source="video", frames=FRAMES, **geometry)
+    image = ShardWriter(folder / "image", "image", source="image", frames=1, **geometry)
+    for n in range(samples):
+        of_clip = {"mp4": harmed(clips[n % DIFFERENT], n, rng), "energy.npy": energy.getvalue()}
+        video.add(f"clip-{n}", {**of_clip, "json": b"{}"})
+        image.add(f"picture-{n}", {"jpg": harmed(picture(rng), n, rng), "json": b"{}"})
+    video.close()
+    image.close()
+
+
+def config_of(folder: Path, workers: int) -> TrainConfig:
+    sources = [SourceConfig(kind, shards=str(folder / kind)) for kind in ("video", "image")]
+    data = DataConfig(sources, workers=workers, max_bad_in_a_row=1000)
+    run = RunConfig(global_batch=8, out=str(folder / "run"))
+    return TrainConfig(model=ModelConfig(patch=PATCH), data=data, run=run)
+
+
+def family() -> list[int]:
+    """This process and its children."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [os.getpid(), *(int(pid) for path in tasks for pid in path.read_text().split())]
+
+
+def held_mib() -> float:
+    total = 0
+    for pid in family():
+        with suppress(OSError):  # it ended meanwhile
+            for entry in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                total += int(entry.split()[1]) if entry.startswith("Pss:") else 0
+    return total / 1024
+
+
+def files_open() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def soak(loader: Loader, minutes: float, warm_up: float, every: float) -> dict[str, Any]:
+    times, held, samples = list[float](), list[float](), 0
+    reasons: Counter[str] = Counter()
+    began = read = time.monotonic()
+    while (now := time.monotonic()) < began + warm_up + 60 * minutes:
+        batch = next(loader)
+        samples += sum(micro.samples for micro in batch.micro)
+        reasons += by_category(batch.bad)
+        if now > began + warm_up and now > read + every:
+            read = now
+            times.append(now)
+            held.append(held_mib())
+    quarter = max(len(held) // 4, 1)
+    start, end = np.median(held[:quarter]), np.median(held[-quarter:])
+    apart = np.abs(np.array(held) / np.median(held) - 1)
+    return {
+        "minutes": round((time.monotonic() - began) / 60, 2),
+        "samples": samples,
+        "bad": dict(reasons),
+        "readings": len(held),
+        "start_mib": round(float(start), 1),
+        "end_mib": round(float(end), 1),
+        "drift": round(float(end / start - 1), 4),
+        "deviation": round(float(apart.max()), 4),
+        "slope_mib_per_hour": round(float(np.polyfit(times, held, 1)[0]) * 3600, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=256, help="of each source")
+    given = parser.parse_args()
+    logging.disable(logging.WARNING)  # a line for each damaged sample
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), given.samples)
+        before = files_open()
+        loader = Loader(
+            config_of(Path(folder), given.workers), World(0, 0, 1, torch.device("cpu"), None)
+        )
+        try:
+            found = soak(loader, given.minutes, given.warm_up, given.every)
+        finally:
+            loader.close()
+        found["files_left_open"] = files_open() - before
+        found["processes_left"] = len(family()) - 1
+    print(line("loader_soak", workers=given.workers, **found))
+    flat = abs(found["drift"]) <= ALLOWED_DRIFT
+    return 0 if flat and found["files_left_open"] <= 0 and not found["processes_left"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
