@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipelines.shards.media import media_faults
-from data_pipelines.shards.verify import same_index, sample_faults, why_unfit
+from data_pipelines.shards.verify import same_crcs, same_index, sample_faults, why_unfit
 from data_pipelines.shards.writer import Sample, index_tar, replace_shard, write_manifest
 from ovtrain.schema.atomic import file_sha256, write_json
 from ovtrain.schema.errors import ManifestError, exit_status
@@ -110,7 +110,7 @@ def _repair_shard(
     dropped: dict[str, str] = {}
     if _is_whole(path, shard, manifest):
         actual = index_tar(path, manifest.kind)
-        if stored is None or not same_index(stored, actual) or stored.crcs is None:
+        if stored is None or not (same_index(stored, actual) and same_crcs(stored, actual)):
             done.indexed.append(shard.name)
             if not dry_run:
                 actual.write(path.with_suffix(".npz"))

@@ -39,7 +39,7 @@ def verify(
     with Progress("verify", len(manifest.shards), "shards") as progress:
         for shard in manifest.shards:
             try:
-                index = _check_index(folder, shard, manifest)
+                index = _check_index(folder, shard, manifest, hashes)
                 keys += index.keys
                 found = sample_faults(folder / shard.name, index, manifest)
                 faults += [f"{shard.name}/{key}: {fault}" for key, fault in found.items()]
@@ -58,7 +58,9 @@ def verify(
     return manifest
 
 
-def _check_index(folder: Path, shard: ShardInfo, manifest: ShardManifest) -> ShardIndex:
+def _check_index(
+    folder: Path, shard: ShardInfo, manifest: ShardManifest, hashes: bool
+) -> ShardIndex:
     path = folder / shard.name
     stored, actual = ShardIndex.read(path.with_suffix(".npz")), index_tar(path, manifest.kind)
     if not same_index(stored, actual) or len(actual.keys) != shard.samples:
@@ -67,16 +69,25 @@ def _check_index(folder: Path, shard: ShardInfo, manifest: ShardManifest) -> Sha
             f"index of {len(stored.keys)} samples does not fit a tar of {len(actual.keys)} "
             f"(manifest: {shard.samples})",
         )
+    if hashes and stored.crcs is not None and not same_crcs(stored, actual):
+        raise ManifestError(path.with_suffix(".npz").name, "holds other checksums than its tar")
     return actual
 
 
 def same_index(stored: ShardIndex, actual: ShardIndex) -> bool:
-    """Whether a stored index says what the tar holds; one without checksums may be older."""
-    return stored.keys == actual.keys and (
-        np.array_equal(stored.offsets, actual.offsets)
+    """Whether a stored index places the members where the tar has them."""
+    return (
+        stored.keys == actual.keys
+        and np.array_equal(stored.offsets, actual.offsets)
         and np.array_equal(stored.sizes, actual.sizes)
-        and (stored.crcs is None or bool((stored.crcs == actual.crcs).all()))
     )
+
+
+def same_crcs(stored: ShardIndex, actual: ShardIndex) -> bool:
+    """Whether a stored index has the checksums of what lies in the tar; an older one has none."""
+    if stored.crcs is None or actual.crcs is None:
+        return False
+    return np.array_equal(stored.crcs, actual.crcs)
 
 
 def sample_faults(path: Path, index: ShardIndex, manifest: ShardManifest) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 State is one integer per source: samples consumed so far by all ranks together. It survives another
 world size and another number of workers. A sample that cannot be read is replaced by a placeholder
-without labels, named and counted; a long row of them stops the run.
+without labels, named and counted; a long row of them, of all sources or of one, stops the run.
 """
 
 from __future__ import annotations
@@ -22,25 +22,16 @@ from ovtrain.config.data import DataConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch, PackedSample, pack
 from ovtrain.data.clock import STAGES
+from ovtrain.data.faults import BadSample, Row, TooManyBad, by_category
 from ovtrain.data.making import Made, SampleTask
 from ovtrain.data.order import StepPlan
 from ovtrain.data.pool import DaliPictures, SamplePool
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World
-from ovtrain.schema.errors import CheckpointError, ManifestError, MediaError
+from ovtrain.schema.errors import CheckpointError, ManifestError
 from ovtrain.schema.isolated import Failure
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A sample that could not be made: its source, ``shard.tar/key``, and why: a category, details
-    in parentheses."""
-
-    source: str
-    name: str
-    reason: str
 
 
 class Loading:
@@ -109,7 +100,7 @@ class Loader:
         counts = mixture_counts(data.sources, config.run.global_batch)
         self.plan = StepPlan.build(counts, world.size, config.run.micro_batch)
         self.consumed = [0] * len(self.sources)
-        self._bad_in_a_row, self._closing = 0, False
+        self._row, self._closing = Row(data.max_bad_in_a_row), False
         self._images = batched_images(data, world)
         self._pool = SamplePool(data)
         self._planner = ThreadPoolExecutor(1, "asks")
@@ -249,22 +240,30 @@ class Loader:
         if isinstance(made, Made):
             for stage, value in made.seconds.items():
                 seconds[stage] += value
-            self._bad_in_a_row = 0
+            self._row.good(source.config.name)
             return source.sample(asked.place, made, asked.task.view)
         if self._closing:  # its worker was ended
             return source.placeholder()
-        where = source.name(asked.place)
-        log.warning("source %s: skipped %s: %s", source.config.name, where, made.reason)
-        bad.append(BadSample(source.config.name, where, made.reason))
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row >= self.config.data.max_bad_in_a_row:
-            raise MediaError(
-                str(source.reader.folder),
-                f"{self._bad_in_a_row} unreadable samples in a row, the last {where} "
-                f"({made.reason})",
-                fix="run `ovtrain data verify` on this folder",
-            )
+        one = BadSample(source.config.name, source.name(asked.place), made.reason)
+        log.warning("source %s: skipped %s: %s", one.source, one.name, one.reason)
+        bad.append(one)
+        length = self._row.bad(one.source)
+        if length >= self._row.most:
+            raise _too_many(source, length, bad)
         return source.placeholder()
+
+
+def _too_many(source: Source, length: int, bad: list[BadSample]) -> TooManyBad:
+    last = bad[-1]
+    reasons = ", ".join(f"{n} {name}" for name, n in by_category(bad).most_common())
+    error = TooManyBad(
+        str(source.reader.folder),
+        f"{length} unreadable samples in a row, the last {last.name} ({last.reason}); in this "
+        f"batch {reasons}",
+        fix="run `ovtrain data verify` on this folder",
+    )
+    error.bad = bad
+    return error
 
 
 def batched_images(data: DataConfig, world: World) -> DaliPictures | None:

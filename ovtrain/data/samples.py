@@ -5,6 +5,8 @@ Everything random about a sample is a function of (seed, source, g), g its place
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +22,7 @@ from ovtrain.schema.errors import ManifestError
 from ovtrain.schema.grid import PatchGrid
 from ovtrain.schema.labels import LabelStore
 
+log = logging.getLogger(__name__)
 PLACEHOLDER_VIEW = views.IMAGE
 
 
@@ -46,6 +49,11 @@ class Source:
                 f"clips of {manifest.frames} frames, {manifest.height} x {manifest.width}",
                 allowed=f"data.clip_frames={data.clip_frames}, data.size={data.size} or larger",
                 fix="prepare the shards at this size or change the config",
+            )
+        if data.shard_cache and not self.reader.has_checksums:
+            log.warning(
+                "data.shard_cache: %s has no checksums and is not cached; prepare it again",
+                self.reader.folder,
             )
         self.clips = ClipReader(self.reader, data.cache_dir) if self.is_video else None
 

@@ -61,6 +61,10 @@ class ShardReader:
         """Every sample's key, read from the indexes: some 100 bytes of memory each."""
         return [key for shard in range(len(self.manifest.shards)) for key in self._read_keys(shard)]
 
+    @property
+    def has_checksums(self) -> bool:
+        return self._index.crcs is not None
+
     def __len__(self) -> int:
         return len(self.hashes)
 
@@ -91,8 +95,8 @@ class ShardReader:
         offsets, sizes = index.offsets[i].tolist(), index.sizes[i].tolist()
         crcs = [None] * len(names) if index.crcs is None else index.crcs[i].tolist()
         return {
-            name: Member(name, path, *place, key, shard.sha256)
-            for name, *place in zip(names, offsets, sizes, crcs, strict=True)
+            name: Member(name, path, offset, size, crc, key, shard.sha256)
+            for name, offset, size, crc in zip(names, offsets, sizes, crcs, strict=True)
         }
 
     @property

@@ -90,7 +90,7 @@ class TarFiles:
             return kept
         data = self._read(member, where)
         payload = checked(data, member, where)
-        if self._cache is not None:
+        if self._cache is not None and member.crc is not None:
             self._cache.keep(member.content, member.offset - HEADER, data)
         return payload
 

@@ -9,14 +9,14 @@ from typing import Any
 @dataclass
 class TrainState:
     """``step``: optimizer updates done; ``consumed``: samples read per source; ``views``: samples
-    per view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples of this
-    run; ``unlabelled``: samples without labels."""
+    per view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples
+    by the category of their reason; ``unlabelled``: samples without labels."""
 
     step: int = 0
     consumed: dict[str, int] = field(default_factory=dict[str, int])
     views: dict[str, int] = field(default_factory=dict[str, int])
     filled: int = 0
-    bad: int = 0
+    bad: dict[str, int] = field(default_factory=dict[str, int])
     unlabelled: int = 0
 
     def to_json(self) -> dict[str, Any]:

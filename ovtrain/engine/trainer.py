@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -14,10 +13,12 @@ import torch
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs.device import peak_tflops
 from ovtrain.costs.encoder import training_flops
+from ovtrain.data.faults import CATEGORIES, BadSample, TooManyBad
 from ovtrain.data.loader import Loading, StepBatch
 from ovtrain.data.views import VIEWS
 from ovtrain.distributed.collectives import all_reduce, gather_objects
 from ovtrain.distributed.context import World
+from ovtrain.engine import quarantine
 from ovtrain.engine.build import Parts
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
@@ -30,6 +31,8 @@ from ovtrain.optim.schedule import learning_rate
 from ovtrain.schema.errors import OvtrainError
 
 log = logging.getLogger(__name__)
+COUNTED = (*VIEWS, *CATEGORIES, "tokens", "flops", "filled", "unlabelled")
+"""What a rank counts from step to step."""
 
 
 class NonFiniteLoss(OvtrainError):
@@ -48,7 +51,7 @@ class Trainer:
         self.throughput = Throughput()
         self._peak = 1e12 * (config.run.peak_tflops or known_peak(world))
         self.sinks: list[Sink] = []
-        self._window = torch.zeros(len(VIEWS) + 5, dtype=torch.float64)
+        self._window = torch.zeros(len(COUNTED), dtype=torch.float64)
         self._loading = Loading()
         self._unread: list[tuple[StepResult, StepBatch]] = []
         self._resume()
@@ -60,8 +63,7 @@ class Trainer:
         self.throughput.read()
         try:
             while state.step < steps and not self.stop.requested():
-                with self.throughput.waiting():
-                    batch = next(parts.loader)
+                batch = self._next_batch()
                 result = parts.step.run(batch, state.step)
                 self._unread.append((result, batch.without_patches()))
                 state.step += 1
@@ -73,6 +75,17 @@ class Trainer:
             self._close()
         return state.step == steps
 
+    def _next_batch(self) -> StepBatch:
+        try:
+            with self.throughput.waiting():
+                return next(self.parts.loader)
+        except TooManyBad as error:
+            self._quarantine(error.bad, self.state.step + 1)
+            raise
+
+    def _quarantine(self, bad: list[BadSample], step: int) -> None:
+        quarantine.record(Path(self.config.run.out), self.world.rank, bad, step)
+
     def _resume(self) -> None:
         out, run = Path(self.config.run.out), self.config.run
         saved = self.parts.checkpoints.resume()
@@ -82,16 +95,17 @@ class Trainer:
         if self.world.is_main:
             metrics = JsonlSink(out / "metrics.jsonl")
             metrics.truncate_after(self.state.step)
+            quarantine.forget_after(out, self.state.step)
             self.sinks.append(metrics)
             if run.wandb:
                 self.sinks.append(WandbSink(out, {"run": run.out}))
 
     def _count(self, batch: StepBatch, result: StepResult) -> None:
         """Add this rank's part of a step to the window (host integers only)."""
-        model = self.config.model
+        model, window = self.config.model, self._window
         for micro in batch.micro:
-            for view in micro.view.tolist():
-                self._window[view] += 1
+            for view in micro.view[micro.key != 0].tolist():  # a placeholder shows nothing
+                window[view] += 1
             lengths = micro.cu_seqlens.diff().tolist()
             pairs = attended_pairs(
                 Sequences(micro.cu_seqlens, micro.max_seqlen),
@@ -104,29 +118,27 @@ class Trainer:
                 training_flops(model.size, n, model.patch, p)
                 for n, p in zip(lengths, pairs, strict=True)
             )
-            self._window[-5:-2] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
+            window[-4:-1] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
         self._loading.add(batch)
-        bad = batch.bad
-        self._window[-2:] += torch.tensor([len(bad), sum(result.unlabelled)])
-        if bad:
-            path = Path(self.config.run.out) / f"quarantine-{self.world.rank:05d}.jsonl"
-            with open(path, "a") as handle:
-                handle.writelines(
-                    json.dumps(vars(b) | {"step": self.state.step}) + "\n" for b in bad
-                )
+        for one in batch.bad:
+            window[COUNTED.index(one.category)] += 1
+        window[-1] += sum(result.unlabelled)
+        self._quarantine(batch.bad, self.state.step)
 
     def _drain(self) -> None:
         """Bring the window's counts of all ranks into the state and the throughput."""
         total = all_reduce(self._window.to(self.world.device), self.world.group).tolist()
         self._window.zero_()
-        state = self.state
-        for view, count in zip(VIEWS, total, strict=False):
-            state.views[view] += round(count)
-        tokens, flops, filled, bad, unlabelled = total[-5:]
-        state.filled += round(filled)
-        state.bad += round(bad)
-        state.unlabelled += round(unlabelled)
-        self.throughput.add(round(sum(total[: len(VIEWS)])), round(tokens), flops)
+        state, counted = self.state, dict(zip(COUNTED, total, strict=True))
+        for view in VIEWS:
+            state.views[view] += round(counted[view])
+        for category in CATEGORIES:
+            if counted[category]:
+                state.bad[category] = state.bad.get(category, 0) + round(counted[category])
+        state.filled += round(counted["filled"])
+        state.unlabelled += round(counted["unlabelled"])
+        samples = sum(counted[view] for view in VIEWS)
+        self.throughput.add(round(samples), round(counted["tokens"]), counted["flops"])
 
     def _read(self) -> dict[str, float]:
         """The last step's metrics, after a look at those of all steps since the last call: one
@@ -189,7 +201,8 @@ class Trainer:
             **self._loading.read(),
             "views": dict(state.views),
             "filled": state.filled,
-            "bad_samples": state.bad,
+            "bad_samples": sum(state.bad.values()),
+            "bad_reasons": dict(state.bad),
             "unlabelled_samples": state.unlabelled,
         }
 

@@ -22,7 +22,8 @@ class Throughput:
     def _open(self) -> None:
         self._start = self._clock()
         self._samples = self._tokens = 0
-        self._flops = self._waited = 0.0
+        self._flops = 0.0
+        self._waits: list[float] = []
 
     def add(self, samples: int, tokens: int, flops: float = 0.0) -> None:
         self._samples += samples
@@ -36,16 +37,19 @@ class Throughput:
         try:
             yield
         finally:
-            self._waited += self._clock() - start
+            self._waits.append(self._clock() - start)
 
     def read(self) -> dict[str, float]:
-        """{"samples_per_s", "tokens_per_s", "flops_per_s", "data_wait" (share 0..1)}."""
-        seconds = max(self._clock() - self._start, 1e-9)
+        """{"samples_per_s", "tokens_per_s", "flops_per_s", "data_wait" (share 0..1),
+        "data_wait_ms" and "data_wait_ms_max" (per step, mean and longest)}."""
+        seconds, waited = max(self._clock() - self._start, 1e-9), sum(self._waits)
         rates = {
             "samples_per_s": self._samples / seconds,
             "tokens_per_s": self._tokens / seconds,
             "flops_per_s": self._flops / seconds,
-            "data_wait": min(self._waited / seconds, 1.0),
+            "data_wait": min(waited / seconds, 1.0),
+            "data_wait_ms": 1e3 * waited / max(len(self._waits), 1),
+            "data_wait_ms_max": 1e3 * max(self._waits, default=0.0),
         }
         self._open()
         return rates

@@ -52,11 +52,30 @@ def describe(name: str, rows: list[Row]) -> list[str]:
     ]
     if isinstance(last.get("data_wait"), (int, float)):
         rates.append(f"data wait {100 * last['data_wait']:.1f} %")
+    if isinstance(last.get("data_wait_ms"), (int, float)):
+        rates.append(f"{last['data_wait_ms']:.3g} ms/step")
     lines.append("  " + "   ".join(rates))
     if isinstance(last.get("views"), dict):
         lines.append("  views " + "  ".join(f"{k} {v}" for k, v in last["views"].items()))
+    return lines + _loading(last)
+
+
+def _loading(last: Row) -> list[str]:
+    """What the loader says of itself."""
+    stages = [
+        f"{key.removeprefix('data_ms/')} {value:.3g}"
+        for key, value in last.items()
+        if key.startswith("data_ms/") and isinstance(value, (int, float))
+    ]
+    lines: list[str] = []
+    if stages:
+        ready = f"   {last['batches_ready']} batches ready" if "batches_ready" in last else ""
+        lines.append(f"  ms/sample {'  '.join(stages)}{ready}")
     if last.get("bad_samples"):
-        lines.append(f"  bad samples {last['bad_samples']}")
+        reasons = last.get("bad_reasons")
+        named = reasons.items() if isinstance(reasons, dict) else ()
+        why = ", ".join(f"{name} {count}" for name, count in named)
+        lines.append(f"  bad samples {last['bad_samples']}" + (f": {why}" if why else ""))
     return lines
 
 

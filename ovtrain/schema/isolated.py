@@ -27,8 +27,13 @@ from typing import Any
 from ovtrain.schema.errors import OvtrainError
 
 DIED = "worker process died"
+TIMED_OUT = "timed out"
+OUT_OF_MEMORY = "out of memory"
 STOP_S = 5.0
-"""A child that is asked to end is killed after this time."""
+"""A child that is asked to end is killed after this time; one that does not die of that, since
+storage does not answer it, is left behind after as long again."""
+START_S = 300.0
+"""A child whose imports take longer is killed."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -106,6 +111,8 @@ class Child:
         connection = self.start()
         with suppress(EOFError, ConnectionResetError):  # it died: ``receive`` reports that
             if not self._ready:
+                if not connection.poll(START_S) and self._process is not None:
+                    self._process.kill()
                 connection.recv()
                 self._ready = True
         self.deadline = time.monotonic() + self.timeout_s
@@ -118,7 +125,7 @@ class Child:
         connection = self.start()
         if not connection.poll(max(self.deadline - time.monotonic(), 0)):
             self.stop(kill=True)
-            return Failure(f"timed out (more than {self.timeout_s:g} s)")
+            return Failure(f"{TIMED_OUT} (more than {self.timeout_s:g} s)")
         try:
             return connection.recv()
         except (EOFError, ConnectionResetError):
@@ -162,7 +169,9 @@ class Child:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(STOP_S)
         process.kill()
-        return process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(STOP_S)
+        return -signal.SIGKILL
 
 
 def die_with(parent: int) -> None:
@@ -200,7 +209,7 @@ def _answer(
         return work(task)
     except (MemoryError, OSError, *bad) as error:
         if starved(error):
-            return Failure(f"out of memory (more than {memory_mib} MiB)")
+            return Failure(f"{OUT_OF_MEMORY} (more than {memory_mib} MiB)")
         if isinstance(error, bad):
             return Failure(reason_of(error))
         raise

@@ -165,6 +165,7 @@ class LabelStore:
             int(about["classes"]),
             about["fingerprint"],
         )
+        store._check(folder)
         if len(store.ids) and not 0 <= int(store.ids.min()) <= int(store.ids.max()) < store.classes:
             raise LabelError(
                 str(folder / "ids.npy"),
@@ -173,6 +174,28 @@ class LabelStore:
                 fix="assign the labels again",
             )
         return store
+
+    def _check(self, folder: Path) -> None:
+        """Raises LabelError where the arrays do not fit each other."""
+        keys, offsets, ids = self.keys, self.offsets, self.ids
+        whole = (
+            (keys.dtype, keys.ndim) == (np.uint64, 1)
+            and offsets.dtype.kind == "i"
+            and ids.dtype.kind == "i"
+            and (offsets.shape, ids.ndim) == ((len(keys) + 1,), 1)
+        )
+        if not (
+            whole
+            and (int(offsets[0]), int(offsets[-1])) == (0, len(ids))
+            and bool((offsets[1:] >= offsets[:-1]).all())
+            and bool((keys[1:] > keys[:-1]).all())
+        ):
+            raise LabelError(
+                str(folder),
+                f"keys {keys.shape}, offsets {offsets.shape} and ids {ids.shape} do not fit each "
+                "other, or are not in order",
+                fix="assign the labels again",
+            )
 
     def lookup(self, key: np.uint64) -> npt.NDArray[np.int32]:
         """(l,) ids of one sample; empty when the store does not know it."""

@@ -201,7 +201,9 @@ def _clips() -> Mapping[str, Damage]:
             of(CLIP, lambda d, rng: flipped(d, rng, *box(d, b"mdat"))), either, good=True
         ),
         "flips-in-headers": Damage(
-            of(CLIP, lambda d, rng: flipped(d, rng, *box(d, b"moov"))), either, good=True
+            of(CLIP, lambda d, rng: flipped(d, rng, *box(d, b"moov"))),
+            either | {SWOLLEN},
+            good=True,
         ),
         "overwritten": Damage(of(CLIP, overwritten), either, good=True),
         "bytes-removed": Damage(of(CLIP, removed), either, good=True),

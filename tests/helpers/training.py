@@ -29,6 +29,8 @@ MEASURED = (
     "flops_per_s",
     "mfu",
     "data_wait",
+    "data_wait_ms",
+    "data_wait_ms_max",
     "batches_ready",
 )
 """Fields of a metrics row that say how fast it went, not what was computed."""

@@ -160,6 +160,8 @@ def test_a_corrupt_clip_is_quarantined_and_training_goes_on(folder: Path):
     for part in ("video-000000.tar/video-0-0000", "does not decode", '"step": '):
         assert part in line
     assert (rows[-1]["step"], rows[-1]["bad_samples"]) == (8, 1)
+    assert rows[-1]["bad_reasons"] == {"does not decode": 1}
+    assert sum(rows[-1]["views"].values()) == 8 * 8 - 1
     seen = [row["step"] for row in rows if row["bad_samples"]]
     assert f'"step": {seen[0]}}}' in line  # counted in the step that met it
 

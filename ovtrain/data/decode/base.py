@@ -26,8 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Not all that Pillow knows: some of it runs other programs."""
 NOT_A_PICTURE = (
     *(OSError, EOFError, ValueError, SyntaxError, OverflowError, struct.error, zlib.error),
-    *(TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError),
-    *(NotImplementedError, RecursionError),
+    TypeError,
     Warning,  # where warnings are errors
 )
 """What Pillow raises of damaged files."""

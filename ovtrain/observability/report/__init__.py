@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from ovtrain.observability.history import Row, read_object
-from ovtrain.observability.report import data, learning, training
+from ovtrain.observability.report import data, learning, loading, training
 from ovtrain.observability.report.charts import number
 from ovtrain.observability.report.page import Section, absent, page, table
 from ovtrain.observability.report.training import Run
@@ -33,6 +33,7 @@ def write_report(out: Path) -> Path:
         data.label_section(out),
         training.view_section(runs),
         training.speed_section(runs),
+        loading.loading_section(runs),
         data.skipped_section(out),
         data.timing_section(out),
         _notes(out),

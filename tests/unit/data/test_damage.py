@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tracemalloc
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ import pytest
 import ovtrain.data.loader as loader_module
 from data_pipelines.shards.writer import write_source
 from ovtrain.config.train import TrainConfig
+from ovtrain.data.faults import CATEGORIES
 from ovtrain.data.loader import Loader
 from ovtrain.data.pool import SamplePool
 from ovtrain.data.shards import ShardReader
@@ -159,3 +161,35 @@ def test_a_thousand_damaged_samples_leave_nothing_behind(tmp_path: Path, monkeyp
     assert left_behind() == before
     assert resident_mib() < resident + 100
     check(tmp_path, plans, outcome)
+
+
+@pytest.mark.full
+def test_loading_on_and_on_holds_no_more_memory(tmp_path: Path, caplog):
+    """Of Python's own: what the allocator keeps is for benchmarks/loader_soak.py, which takes
+    minutes."""
+    write(tmp_path, {kind: {**UNDAMAGED, **DAMAGES[kind]} for kind in DAMAGES}, 60)
+    caplog.set_level("CRITICAL", "ovtrain.data.loader")  # pytest keeps every line
+    loader = Loader(config_of(tmp_path, "data.workers=2"), world())
+    tracemalloc.start()
+    held: list[int] = []
+    try:
+        for _ in range(3):
+            for _ in range(60):
+                next(loader)
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+        loader.close()
+    assert held[2] - held[1] < 200_000  # of batches under way; 1,200 samples were loaded between
+
+
+def test_every_reason_has_a_category_that_runs_count():
+    named = {
+        name
+        for plans in (DAMAGES, HARMFUL)
+        for damages in plans.values()
+        for damage in damages.values()
+        for name in damage.named
+    }
+    assert named <= set(CATEGORIES)

@@ -18,7 +18,7 @@ from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.trainer import NonFiniteLoss, Trainer, UnsoundEmbedding
 from ovtrain.models.encoder import build_encoder
-from ovtrain.schema.errors import CheckpointError, ConfigError, LabelError
+from ovtrain.schema.errors import CheckpointError, ConfigError, LabelError, MediaError
 from ovtrain.schema.labels import CentroidStore
 from tests.helpers.shards import write_shards
 from tests.helpers.training import computed, fit, metrics, typed_config, world
@@ -242,7 +242,64 @@ def test_a_backends_state_round_trips(setup_folder, tmp_path):
 
 
 def test_the_train_state_is_its_own_checkpoint():
-    state = TrainState(3, {"video": 8}, {"codec": 5}, 2, 1)
+    state = TrainState(3, {"video": 8}, {"codec": 5}, 2, {"cut short": 1}, 1)
     other = TrainState()
     other.restore(state.to_json())
     assert other == state
+
+
+@pytest.fixture
+def damaged(setup_folder: Path, tmp_path: Path) -> Path:
+    """A set-up of its own in which two clips and a picture are damaged, each its way."""
+    shutil.copytree(setup_folder, tmp_path, dirs_exist_ok=True)
+    for kind, start, times in (("video", b"ftyp", 2), ("image", b"\xff\xd8\xff", 1)):
+        tar = tmp_path / kind / f"{kind}-000001.tar"
+        before, *pieces = tar.read_bytes().split(start)
+        for number, piece in enumerate(pieces):
+            whole = start + piece
+            before += bytes(64) + whole[64:] if number < times else whole
+        tar.write_bytes(before)
+    return tmp_path
+
+
+def quarantined(out: Path) -> list[str]:
+    paths = sorted(out.glob("quarantine-*"))
+    return [line for path in paths for line in path.read_text().splitlines()]
+
+
+def test_bad_samples_are_counted_by_reason_and_once_however_often_a_run_resumes(damaged: Path):
+    straight = small(damaged, damaged / "straight", steps=9)  # 36 of each: an epoch and a half
+    fit(straight)
+    counted = metrics(damaged / "straight")[-1]
+    assert set(counted["bad_reasons"]) == {"does not decode", "not a readable picture"}
+    assert sum(counted["bad_reasons"].values()) == counted["bad_samples"] >= 3
+    assert sum(counted["views"].values()) == 72 - counted["bad_samples"]
+    assert len(quarantined(damaged / "straight")) == counted["bad_samples"]
+
+    config = small(damaged, damaged / "stopped", steps=9, checkpoint_every=4, log_every=3)
+    trainer = Trainer(config, build(config, world()), world())
+    run = trainer.parts.step.run
+
+    def stop_behind_a_checkpoint(batch, step):
+        if step == 7:
+            raise RuntimeError("power cut")
+        return run(batch, step)
+
+    trainer.parts.step.run = stop_behind_a_checkpoint  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.fit()
+    fit(config)
+    assert metrics(damaged / "stopped")[-1]["bad_reasons"] == counted["bad_reasons"]
+    assert quarantined(damaged / "stopped") == quarantined(damaged / "straight")
+
+
+def test_a_row_of_bad_samples_of_one_source_stops_the_run_and_is_all_quarantined(damaged: Path):
+    for tar in (damaged / "video").glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    config = small(damaged, damaged / "run", "data.max_bad_in_a_row=6", steps=9)
+    with pytest.raises(
+        MediaError, match=r"6 unreadable samples in a row.*this batch 2 index is wrong"
+    ):
+        fit(config)
+    lines = quarantined(damaged / "run")
+    assert sum("index is wrong" in line for line in lines) == 6

@@ -47,6 +47,7 @@ def test_every_part_of_a_demo_is_shown(tmp_path):
         *("linear probe", "chance 0.062", "0.680", "shuffled (control)", "loss, source video"),
         *("0.500", "0.5 / 0.375 / 0.125", "samples per cluster", "unreadable", "A made-up note."),
         *("Lowered something.", "3.23M", "88.0", "data:image/png;base64,"),
+        *("waiting for data", "batches ready", "ms per sample", "<td>cut short</td>"),
     ):
         assert text in page, text
 
@@ -62,7 +63,7 @@ def test_nothing_is_fetched_and_names_are_escaped(tmp_path):
 def test_an_empty_folder_names_what_is_absent(tmp_path):
     page = write_report(tmp_path).read_text()
     check_markup(page)
-    assert page.count('class="absent"') == 10
+    assert page.count('class="absent"') == 11
     for text in ("the probe has not run", "no training has logged", "nothing has been clustered"):
         assert text in page
 

@@ -55,6 +55,8 @@ def test_throughput_counts_one_window_at_a_time():
         "tokens_per_s": 1024,
         "flops_per_s": 2e9,
         "data_wait": 0.25,
+        "data_wait_ms": 500,
+        "data_wait_ms_max": 500,
     }
     now[0] = 3.0
     assert window.read()["samples_per_s"] == 0
