@@ -8,20 +8,27 @@ import time
 
 import numpy as np
 
-from ovtrain.data.making import Made, Maker, SampleTask
+from ovtrain.data.making import Gathered, Gatherer, Made, Maker, SampleTask
 
 KEPT: list[np.ndarray] = []
 
 
+def harm(task: SampleTask) -> None:
+    if task.where.endswith("0001"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task.where.endswith("0002"):
+        time.sleep(60)
+    if task.where.endswith("0003"):
+        KEPT.append(np.ones(2**27))  # 1 GiB
+
+
 class Harmful(Maker):
     def __call__(self, task: SampleTask) -> Made:
-        if task.where.endswith("0001"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if task.where.endswith("0002"):
-            time.sleep(60)
-        if task.where.endswith("0003"):
-            KEPT.append(np.ones(2**27))  # 1 GiB
+        harm(task)
         return super().__call__(task)
 
-    def __reduce__(self):
-        return Harmful, (self.data,)
+
+class HarmfulGatherer(Gatherer):
+    def __call__(self, task: SampleTask) -> Gathered:
+        harm(task)
+        return super().__call__(task)
