@@ -227,7 +227,7 @@ def _receive(connection: Connection) -> Any:
 def _filled(descriptor: int, size: int) -> npt.NDArray[np.uint8]:
     """The next ``size`` bytes."""
     data = np.empty(size, np.uint8)
-    rest = memoryview(data)
+    rest = data.data
     while rest:
         count = os.readv(descriptor, [rest])
         if not count:
