@@ -166,6 +166,21 @@ def test_the_graph_that_decodes_clips_agrees(tmp_path, look, monkeypatch):
     assert levels.mean() < 3
 
 
+def test_the_graphs_of_a_gpu_can_be_written_down():
+    """DALI checks devices and arguments of every operator; without a driver it can do no more."""
+    from ovtrain.data.decode.dali import graphs
+
+    dali = graphs.dali()
+    for grid, written in (
+        (PICTURE, lambda shape: graphs.picture_graph(shape, 0)),
+        (CLIP, lambda shape: graphs.clip_graph(shape, "mixed")),
+    ):
+        for changes in (False, True):
+            graph = written(graphs.Shape(grid, changes, changes))
+            definition = dali.pipeline_def(batch_size=2, num_threads=1, device_id=0)
+            assert definition(graph)(lambda name, t: dali.fn.external_source(name=name, dtype=t))
+
+
 def vp9() -> bytes:
     """As ``clip_tasks`` has it, in VP9."""
     out = io.BytesIO()
