@@ -105,12 +105,12 @@ def pictures(recipe: Recipe) -> Iterator[VideoFrame]:
         yield frame
 
 
-def encode(recipe: Recipe) -> bytes:
+def encode(recipe: Recipe, encoder: str = "libx265") -> bytes:
     """The recipe as an MP4."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         options = recipe.options or HevcSettings().options()
-        stream = output.add_stream("libx265", rate=RATE, options=options)
+        stream = output.add_stream(encoder, rate=RATE, options=options)
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = recipe.side
         stream.pix_fmt = "yuv420p"

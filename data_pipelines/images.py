@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.inventory.probe import video_stream
-from ovtrain.codec.pictures import Pixels, decode_image, is_plain_jpeg
+from ovtrain.codec.pictures import Pixels, decode_image, picture_header
 from ovtrain.schema.errors import MediaError
 
 STILL_QUALITY = 92
@@ -34,7 +34,7 @@ def reduced(data: bytes, where: str, side: int, quality: int) -> Picture:
     JPEG that is all that already keeps its bytes."""
     pixels = decode_image(data, where, upright=True)
     height, width = pixels.shape[:2]
-    if min(height, width) <= side and is_plain_jpeg(data, where):
+    if min(height, width) <= side and _is_plain_jpeg(data, where):
         return Picture(data, pixels, kept=True)
     image = Image.fromarray(pixels)
     if min(height, width) > side:
@@ -42,6 +42,12 @@ def reduced(data: bytes, where: str, side: int, quality: int) -> Picture:
         shape = (max(side, round(width * scale)), max(side, round(height * scale)))
         image = image.resize(shape, Image.Resampling.LANCZOS)
     return Picture(_jpeg(image, quality), np.asarray(image), kept=False)
+
+
+def _is_plain_jpeg(data: bytes, where: str) -> bool:
+    """Whether a file decodes to what is to be seen by any decoder of JPEG: RGB or grey, upright."""
+    header = picture_header(data, where)
+    return (header.codec, header.orientation) == ("jpeg", 1) and header.mode in ("RGB", "L")
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -115,8 +115,9 @@ def _probe_video(folder: Path, media: MediaFile) -> VideoRecord:
 
 def _probe_picture(folder: Path, media: MediaFile) -> PictureRecord:
     data = media.read(folder)
-    codec, (height, width) = picture_header(data, media.name)
-    return PictureRecord(media.name, len(data), codec, width, height)
+    header = picture_header(data, media.name)
+    height, width = header.upright
+    return PictureRecord(media.name, len(data), header.codec, width, height)
 
 
 def video_stream(container: InputContainer, name: str) -> VideoStream:

@@ -1,4 +1,5 @@
-"""Still pictures, decoded by Pillow: (H, W, 3) uint8 RGB."""
+"""Still pictures, decoded by Pillow: (H, W, 3) uint8 RGB. What is damaged, or too large to be
+decoded, is a MediaError."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,54 +18,77 @@ from ovtrain.schema.errors import MediaError
 
 Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 80_000_000
-ORIENTATION = 0x0112
-"""EXIF tag; values from 5 on exchange width and height."""
+MOST_LENGTHS = 100
+"""Long side over short side."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Not all that Pillow knows: some of it runs other programs."""
 NOT_A_PICTURE = (
-    *(UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError, ValueError),
-    *(SyntaxError, OverflowError, struct.error, zlib.error),
+    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, struct.error, zlib.error),
+    TypeError,
+    Warning,  # where warnings are errors
 )
 """What Pillow raises of damaged files."""
+BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+ORIENTATION = 0x0112
+"""EXIF tag; values from 5 on exchange width and height."""
 
 
-def picture_header(data: bytes, where: str) -> tuple[str, tuple[int, int]]:
-    """Format and (height, width), upright; nothing is decoded. Raises MediaError."""
+class Header(NamedTuple):
+    """``codec``: the format's name, ``mode``: Pillow's; size as coded; ``orientation``: EXIF's, 1
+    to 8, 1 = upright."""
+
+    codec: str
+    mode: str
+    height: int
+    width: int
+    orientation: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) as it is to be seen."""
+        turned = self.orientation >= 5
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+
+def picture_header(data: bytes, where: str) -> Header:
+    """What the header says; nothing is decoded."""
     with _opened(data, where) as image:
-        turned = orientation(image) >= 5
-        size = (image.width, image.height) if turned else (image.height, image.width)
-        return (image.format or "").lower(), size
-
-
-def is_plain_jpeg(data: bytes, where: str) -> bool:
-    """Whether a picture is a JPEG that decodes to what is to be seen: RGB or grey, not turned.
-    Raises MediaError."""
-    with _opened(data, where) as image:
-        return (image.format, orientation(image)) == ("JPEG", 1) and image.mode in ("RGB", "L")
-
-
-def orientation(image: Image.Image) -> int:
-    """1 to 8, 1 = upright."""
-    found = image.getexif().get(ORIENTATION, 1)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+        found = image.getexif().get(ORIENTATION, 1)
+        turned = found if isinstance(found, int) and 1 <= found <= 8 else 1
+        return Header((image.format or "").lower(), image.mode, image.height, image.width, turned)
 
 
 def decode_image(data: bytes, where: str, *, upright: bool = False) -> Pixels:
-    """JPEG or PNG -> (H, W, 3) uint8 RGB at its own size; ``upright``: turned as its EXIF data say.
-    Raises MediaError."""
+    """A picture at its own size; ``upright``: turned as its EXIF data say."""
     with _opened(data, where) as image:
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(image.convert("RGB"))
 
 
+def check_size(width: int, height: int, where: str) -> None:
+    """Before a line of a picture is decoded."""
+    size, sides = f"({width} x {height})", sorted((width, height))
+    if sides[0] * sides[1] > MAX_PIXELS:
+        found = f"too large a picture {size}"
+        raise MediaError(where, found, allowed=f"{MAX_PIXELS:,} pixels")
+    if sides[1] > MOST_LENGTHS * sides[0]:
+        found = f"too long a picture {size}"
+        raise MediaError(where, found, allowed=f"sides up to 1:{MOST_LENGTHS}")
+
+
 @contextmanager
 def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                found = f"too large a picture ({image.width} x {image.height})"
-                raise MediaError(where, found, allowed=f"{MAX_PIXELS:,} pixels")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image.width, image.height, where)
             yield image
     except MediaError:
         raise
+    except BOMB as error:
+        raise MediaError(where, f"too large a picture ({error})") from error
+    except UnidentifiedImageError as error:
+        found = "not a readable picture (of no known format)"
+        raise MediaError(where, found, allowed=", ".join(FORMATS)) from error
     except NOT_A_PICTURE as error:
         raise MediaError(where, f"not a readable picture ({error})") from error

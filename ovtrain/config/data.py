@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from ovtrain.config.rules import (
 VIEW_BLOCK = 16
 """Video samples per block in which the realised view shares are exact."""
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-IMAGE_DECODERS = ("pillow", "dali")
+DECODERS = ("pyav", "dali")
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,47 @@ class AugmentConfig:
     """Per-sample, seeded by (seed, sample, epoch).
 
     gain         luminance factor drawn from 1 +- gain.
+    contrast     factor on the distance from mid-grey, drawn from 1 +- contrast.
+    saturation   factor on the distance from the pixel's own grey, drawn from 1 +- saturation.
     shift        pictures are moved by up to this many pixels on each axis (edges repeat).
     token_keep   share of tokens kept, drawn without replacement.
     flip         share of samples that are mirrored, of sources that allow it (``flip``).
+    crop_area    least and greatest share of a picture that is shown, at random; [] shows the
+                 largest square at its centre.
+    crop_aspect  least and greatest width over height of what is shown, before it is made square.
 
     Clips that are stored larger than ``data.size`` are cropped at random on their patch grid.
+    Documents are shown whole, scaled to a square, and never mirrored.
     """
 
     gain: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
     shift: int = 0
     token_keep: float = 1.0
     flip: float = 0.0
+    crop_area: list[float] = field(default_factory=list[float])
+    crop_aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
 
     def problems(self) -> list[str]:
-        rules = {BELOW_ONE: ("gain",), NOT_NEGATIVE: ("shift",), SHARE: ("token_keep",)}
-        rules[SHARE_OR_NONE] = ("flip",)
-        return broken(self, "data.augment.", rules)
+        rules = {BELOW_ONE: ("gain", "contrast", "saturation"), NOT_NEGATIVE: ("shift",)}
+        rules |= {SHARE: ("token_keep",), SHARE_OR_NONE: ("flip",)}
+        found = broken(self, "data.augment.", rules)
+        if self.crop_area and not _range(self.crop_area, 1):
+            found.append(
+                f"data.augment.crop_area={self.crop_area}; allowed: [] or two rising shares above "
+                "0 to 1, as [0.35, 1.0]"
+            )
+        if not _range(self.crop_aspect, math.inf):
+            found.append(
+                f"data.augment.crop_aspect={self.crop_aspect}; allowed: two rising positive "
+                "numbers, as [0.75, 1.333]"
+            )
+        return found
+
+
+def _range(values: Sequence[float], most: float) -> bool:
+    return len(values) == 2 and 0 < values[0] <= values[1] <= most and math.isfinite(values[1])
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,8 @@ class DataConfig:
     clip_frames        frames of a clip, all of them on the 64-grid
     token_budget       tokens per video sample
     chunks             frames of the frames and tiling views
+    decoder            pyav (with libjpeg-turbo and Pillow for pictures), or dali: the same samples
+                       made by DALI's pipelines, on the rank's GPU where it has one
     workers            processes that make samples; 0: this process does, and a file that kills a
                        decoder kills the run
     sample_timeout_s   a worker that takes longer for a sample is killed, and the sample skipped
@@ -112,7 +140,7 @@ class DataConfig:
     chunks: int = 8
     views: ViewShares = field(default_factory=ViewShares)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    image_decoder: str = "pillow"
+    decoder: str = "pyav"
     workers: int = 4
     sample_timeout_s: float = 30.0
     worker_memory_mib: int = 2048
@@ -137,7 +165,7 @@ class DataConfig:
         for source in self.sources:
             of_source = {POSITIVE: ("share",), NOT_NEGATIVE: ("weight",)}
             found += broken(source, f"source {source.name}: ", of_source)
-        found += not_among(self, "data.", {"image_decoder": IMAGE_DECODERS})
+        found += not_among(self, "data.", {"decoder": DECODERS})
         sizes = ("size", "clip_frames", "token_budget", "chunks")
         bounds = ("sample_timeout_s", "worker_memory_mib", "prefetch", "max_bad_in_a_row")
         rules = {POSITIVE: (*sizes, *bounds, "shard_cache_gib"), NOT_NEGATIVE: ("workers",)}

@@ -1,7 +1,8 @@
 """Augmentation of one sample, drawn from the sample's own generator.
 
-Pixels are moved while patches are gathered (``views.gather_patches``) and lightened after, so that
-only the patches that are kept cost anything. N tokens.
+Pictures are cropped and resized while they are decoded. Pixels are moved and mirrored while patches
+are gathered and recoloured after (``pixels``), so that only the patches that are kept cost
+anything. N tokens.
 """
 
 from __future__ import annotations
@@ -13,30 +14,75 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.config.data import AugmentConfig
-from ovtrain.data.decode.base import Pixels
+from ovtrain.data.pixels import Box, ColourMap
 from ovtrain.data.views import ViewPlan
 from ovtrain.schema.grid import PatchGrid
+
+LUMA = (0.299, 0.587, 0.114)
+"""A pixel's grey (ITU-R BT.601)."""
+MID_GREY = 127.5
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What is shown of a picture: a share of its area, of an aspect (width over height), at a place
+    (down, across) between the picture's edges, 0 to 1. Where it does not fit, both of its sides
+    shrink until it does. Without a share: the largest square."""
+
+    area: float | None = None
+    aspect: float = 1.0
+    place: tuple[float, float] = (0.5, 0.5)
+
+    @classmethod
+    def draw(cls, config: AugmentConfig, rng: np.random.Generator) -> Crop:
+        """Takes nothing from ``rng`` where there is nothing to choose. Aspects are drawn by their
+        logarithm, so that tall and wide are alike."""
+        if not config.crop_area:
+            return cls()
+        (least, most), (tall, wide) = config.crop_area, np.log(config.crop_aspect)
+        area, aspect = rng.uniform(least, most), math.exp(rng.uniform(tall, wide))
+        return cls(float(area), aspect, (float(rng.uniform()), float(rng.uniform())))
+
+    def box(self, height: int, width: int) -> Box:
+        """Of a picture of this size."""
+        area = height * width * (1.0 if self.area is None else self.area)
+        tall, wide = math.sqrt(area / self.aspect), math.sqrt(area * self.aspect)
+        fit = min(1.0, height / tall, width / wide)
+        tall, wide = min(tall * fit, height), min(wide * fit, width)
+        return Box(self.place[0] * (height - tall), self.place[1] * (width - wide), tall, wide)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw: luminance factor, picture offset (dy, dx) in pixels; by default neither."""
+    """One draw: luminance factor, picture offset (dy, dx) in pixels, contrast and saturation
+    factors, what is shown of a picture; by default nothing changes."""
 
     gain: float = 1.0
     offset: tuple[int, int] = (0, 0)
+    contrast: float = 1.0
+    saturation: float = 1.0
+    crop: Crop = Crop()
 
     @classmethod
     def draw(cls, config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
         gain = 1 + config.gain * rng.uniform(-1, 1)
         dy, dx = rng.integers(-config.shift, config.shift + 1, size=2)
-        return cls(gain, (int(dy), int(dx)))
+        contrast, saturation = 1 + rng.uniform(-1, 1, 2) * (config.contrast, config.saturation)
+        crop = Crop.draw(config, rng)
+        return cls(gain, (int(dy), int(dx)), float(contrast), float(saturation), crop)
 
-    def lighten(self, pixels: Pixels) -> Pixels:
-        """uint8 of any shape, scaled by the gain and clipped."""
-        if self.gain == 1:
-            return pixels
-        table = np.clip(np.arange(256) * self.gain + 0.5, 0, 255).astype(np.uint8)
-        return table[pixels]
+    @property
+    def colours(self) -> ColourMap | None:
+        """(3, 4): what ``pixels.recolour`` does, or None for nothing. In this order: saturation
+        ``grey + s (rgb - grey)``, gain ``g rgb``, contrast ``127.5 + c (rgb - 127.5)``."""
+        if self.gain == self.contrast == self.saturation == 1:
+            return None
+        grey = (1 - self.saturation) * np.tile(LUMA, (3, 1))
+        linear = self.contrast * self.gain * (self.saturation * np.eye(3) + grey)
+        return np.column_stack([linear, np.full(3, MID_GREY * (1 - self.contrast))])
+
+
+UNCHANGED = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -71,16 +117,6 @@ class Window:
         if self.mirrored:
             positions[:, 2] = shown.width - 1 - positions[:, 2]
         return ViewPlan(where, positions, plan.filled)
-
-    def turn(self, patches: Pixels) -> Pixels:
-        """(N, 3*p*p), each mirrored where the window is."""
-        if not self.mirrored:
-            return patches
-        side = math.isqrt(patches.shape[1] // 3)
-        return patches.reshape(-1, side)[:, ::-1].reshape(patches.shape)
-
-
-UNCHANGED = Augmentation()
 
 
 def kept_tokens(count: int, keep: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:

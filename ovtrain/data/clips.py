@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from ovtrain.data.augment import UNCHANGED, Augmentation
 from ovtrain.data.clock import Clock
-from ovtrain.data.decode.base import Pixels
 from ovtrain.data.decode.pyav import decode_frames
+from ovtrain.data.pixels import IntArray, Pixels, gather
 from ovtrain.data.shards import ShardReader
-from ovtrain.data.views import IntArray, gather_patches
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import MediaError
 from ovtrain.schema.grid import PatchGrid
@@ -35,24 +34,22 @@ class Clip:
     cache: str = ""
     clock: Clock = field(default_factory=Clock)
 
-    def patches(self, where: IntArray, draw: Augmentation = UNCHANGED) -> Pixels:
-        """(N, 3) places -> (N, 3*p*p) uint8. Only the frames of ``where`` are converted, nothing
-        behind the last of them is decoded. Raises MediaError."""
+    def patches(
+        self, where: IntArray, offset: tuple[int, int] = (0, 0), *, mirrored: bool = False
+    ) -> Pixels:
+        """(N, 3) places, in rising t -> (N, 3*p*p) uint8, moved and mirrored as ``pixels.gather``
+        does. Only the frames of ``where`` are converted, nothing behind the last of them is
+        decoded. Raises MediaError."""
         patch = self.grid.patch
         out = np.empty((len(where), 3 * patch * patch), np.uint8)
-        order = np.argsort(where[:, 0], kind="stable")
-        numbers, starts = np.unique(where[order, 0], return_index=True)
-        rows = dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
-        frames = self.frames(list(rows))
-        while rows:
+        numbers, starts = np.unique(where[:, 0], return_index=True)
+        frames = self.frames(numbers.tolist())
+        for start, stop in pairwise([*starts.tolist(), len(where)]):
             with self.clock("decode"):
-                number, frame = next(frames)
+                _, frame = next(frames)
             with self.clock("crop"):
-                wanted = rows.pop(number)
-                places = where[wanted] * np.array([0, 1, 1])
-                out[wanted] = gather_patches(frame[None], places, patch, draw.offset)
-        with self.clock("crop"):
-            return draw.lighten(out)
+                gather(frame, where[start:stop], patch, out[start:stop], offset, mirrored=mirrored)
+        return out
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, Pixels]]:
         """(number, (H, W, 3) uint8) of the ``wanted`` frames, which are sorted. Raises

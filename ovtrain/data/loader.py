@@ -25,7 +25,7 @@ from ovtrain.data.clock import STAGES
 from ovtrain.data.faults import BadSample, Row, TooManyBad, by_category
 from ovtrain.data.making import Made, SampleTask
 from ovtrain.data.order import StepPlan
-from ovtrain.data.pool import DaliPictures, SamplePool
+from ovtrain.data.pool import SamplePool, Samples
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World
 from ovtrain.schema.errors import CheckpointError, ManifestError
@@ -101,8 +101,7 @@ class Loader:
         self.plan = StepPlan.build(counts, world.size, config.run.micro_batch)
         self.consumed = [0] * len(self.sources)
         self._row, self._closing = Row(data.max_bad_in_a_row), False
-        self._images = batched_images(data, world)
-        self._pool = SamplePool(data)
+        self._samples = samples_by(data, world)
         self._planner = ThreadPoolExecutor(1, "asks")
         self._assembler = ThreadPoolExecutor(1, "batches")
         self._ahead: deque[Future[StepBatch]] = deque()
@@ -178,9 +177,7 @@ class Loader:
     def close(self) -> None:
         self._closing = True
         self._drop_ahead()
-        self._pool.close()
-        if self._images is not None:
-            self._images.close()
+        self._samples.close()
         self._planner.shutdown()
         self._assembler.shutdown()
         for source in self.sources:
@@ -206,10 +203,7 @@ class Loader:
     def _ask_source(self, source: Source, start: int, k: int) -> list[_Asked]:
         places = [start + p for p in self.plan.places(source.number, self.world.rank, k)]
         tasks = [source.task(g) for g in places]
-        if source.is_video or self._images is None:
-            made = [self._pool.submit(task).result for task in tasks]
-        else:
-            made = self._images.submit(tasks)
+        made = self._samples.submit(tasks)
         return [_Asked(source, *asked) for asked in zip(places, tasks, made, strict=True)]
 
     def _assemble(self, asked: Future[list[list[_Asked]]]) -> StepBatch:
@@ -266,13 +260,11 @@ def _too_many(source: Source, length: int, bad: list[BadSample]) -> TooManyBad:
     return error
 
 
-def batched_images(data: DataConfig, world: World) -> DaliPictures | None:
-    """Pictures are made by the workers, one by one; where ``data.image_decoder`` is dali, together
-    by DALI, on this rank's device."""
-    if data.image_decoder != "dali":
-        return None
-    from ovtrain.data.decode.dali import DaliImages
+def samples_by(data: DataConfig, world: World) -> Samples:
+    """Samples are made one by one, or whole batches at a time where ``data.decoder`` is dali, on
+    this rank's GPU where it has one."""
+    if data.decoder != "dali":
+        return SamplePool(data)
+    from ovtrain.data.decode.dali.samples import DaliSamples
 
-    device = world.local_rank if world.device.type == "cuda" else None
-    threads = max(data.workers, 1)
-    return DaliPictures(data, DaliImages(data.size, threads=threads, device_id=device))
+    return DaliSamples(data, world.local_rank if world.device.type == "cuda" else None)

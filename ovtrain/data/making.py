@@ -6,17 +6,19 @@ bytes lie and carries the seed of everything random; a worker holds no index and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ovtrain.config.data import DataConfig
 from ovtrain.data import views
-from ovtrain.data.augment import Augmentation, Window, kept_tokens
+from ovtrain.data.augment import UNCHANGED, Augmentation, Window, kept_tokens
 from ovtrain.data.clips import Clip
 from ovtrain.data.clock import Clock
-from ovtrain.data.decode.base import Pixels, decode_image, fit
+from ovtrain.data.decode.base import decode_part
+from ovtrain.data.pixels import Box, Pixels, gather, recolour
 from ovtrain.data.shard_cache import ShardCache
 from ovtrain.data.shards import read_energy
 from ovtrain.data.tars import Member, TarFiles
@@ -52,6 +54,30 @@ class Made:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
 
+@dataclass(frozen=True)
+class Gathered(Made):
+    """A sample whose patches are still to be mirrored and recoloured."""
+
+    mirrored: bool = False
+    look: Augmentation = UNCHANGED
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which patches a sample keeps, and how they are changed."""
+
+    plan: ViewPlan
+    mirrored: bool
+    look: Augmentation
+
+    def box(self, task: SampleTask, height: int, width: int) -> Box:
+        """What is shown of a picture. A document is shown whole: a crop would cut words, for which
+        it has labels."""
+        if task.kind == "document":
+            return Box(0, 0, height, width)
+        return self.look.crop.box(height, width)
+
+
 class Maker:
     """Task -> Made. Raises MediaError."""
 
@@ -59,30 +85,56 @@ class Maker:
         self.data, self.files = data, TarFiles(ShardCache.of(data))
 
     def __call__(self, task: SampleTask) -> Made:
-        return self._clip(task) if task.kind == "video" else self._picture(task)
+        clock = Clock()
+        draw = self.draw(task, clock)
+        patches = self.patches(task, draw, clock)
+        with clock("crop"):
+            colours = draw.look.colours
+            if colours is not None:
+                recolour(patches, colours)
+        return Made(patches, draw.plan.positions, draw.plan.filled, clock.seconds)
 
     def __reduce__(self) -> tuple[type[Maker], tuple[DataConfig]]:
-        return Maker, (self.data,)  # a worker opens its own files
+        return type(self), (self.data,)  # a worker opens its own files
 
-    def _clip(self, task: SampleTask) -> Made:
-        clock, rng = Clock(), np.random.default_rng(task.seed)
+    def draw(self, task: SampleTask, clock: Clock) -> Draw:
+        """All that is random about a sample; reads no media."""
+        rng = np.random.default_rng(task.seed)
         with clock("signals"):
-            window = Window.draw(task.stored, task.grid, task.flip, rng)
+            flip = 0.0 if task.kind == "document" else task.flip
+            window = Window.draw(task.stored, task.grid, flip, rng)
             plan = window.place(self._plan(task, window, clock, rng), task.grid)
             plan = plan.keep(kept_tokens(len(plan.where), self.data.augment.token_keep, rng))
-            draw = Augmentation.draw(self.data.augment, rng)
+            return Draw(plan, window.mirrored, Augmentation.draw(self.data.augment, rng))
 
-        def read() -> bytes:
-            return self.files.read(task.members[CLIP], task.where)
+    def patches(self, task: SampleTask, draw: Draw, clock: Clock) -> Pixels:
+        """(n, 3*p*p) of the media, moved and mirrored."""
+        where, offset = draw.plan.where, draw.look.offset
+        if task.kind == "video":
+            clip = Clip(lambda: self.media(task), task.where, task.stored, task.cache, clock)
+            return clip.patches(where, offset, mirrored=draw.mirrored)
+        with clock("read"):
+            data = self.media(task)
+        with clock("decode"):
+            side = self.data.size
+            picture = decode_part(data, task.where, partial(draw.box, task), (side, side))
+        with clock("crop"):
+            patch = task.grid.patch
+            out = np.empty((len(where), 3 * patch * patch), np.uint8)
+            gather(picture, where, patch, out, offset, mirrored=draw.mirrored)
+        return out
 
-        clip = Clip(read, task.where, task.stored, task.cache, clock)
-        patches = window.turn(clip.patches(plan.where, draw))
-        return Made(patches, plan.positions, plan.filled, clock.seconds)
+    def media(self, task: SampleTask) -> bytes:
+        """The clip's or picture's file."""
+        member = CLIP if task.kind == "video" else IMAGE
+        return self.files.read(task.members[member], task.where)
 
     def _plan(
         self, task: SampleTask, window: Window, clock: Clock, rng: np.random.Generator
     ) -> ViewPlan:
         grid = task.grid
+        if task.view == views.IMAGE:
+            return views.image_view(grid)
         if task.view == views.CODEC:
             with clock("read"):
                 payload = self.files.read(task.members[ENERGY], task.where)
@@ -91,25 +143,14 @@ class Maker:
         plan = views.frames_view if task.view == views.FRAMES else views.tiling_view
         return plan(grid, self.data.chunks, rng)
 
-    def _picture(self, task: SampleTask) -> Made:
+
+class Gatherer(Maker):
+    """Task -> Gathered, for a loader that does the rest elsewhere."""
+
+    def __call__(self, task: SampleTask) -> Gathered:
         clock = Clock()
-        jpeg = self.picture_bytes(task, clock)
-        with clock("decode"):
-            pixels = fit(decode_image(jpeg, task.where), self.data.size)
-        return self.picture(task, pixels, clock)
-
-    def picture_bytes(self, task: SampleTask, clock: Clock) -> bytes:
-        with clock("read"):
-            return self.files.read(task.members[IMAGE], task.where)
-
-    def picture(self, task: SampleTask, pixels: Pixels, clock: Clock) -> Made:
-        """From a decoded picture (size, size, 3)."""
-        rng = np.random.default_rng(task.seed)
-        with clock("crop"):
-            window = Window.draw(task.grid, task.grid, task.flip, rng)
-            plan = window.place(views.image_view(task.grid), task.grid)
-            plan = plan.keep(kept_tokens(len(plan.where), self.data.augment.token_keep, rng))
-            draw = Augmentation.draw(self.data.augment, rng)
-            patches = views.gather_patches(pixels[None], plan.where, task.grid.patch, draw.offset)
-            patches = window.turn(draw.lighten(patches))
-        return Made(patches, plan.positions, 0, clock.seconds)
+        draw = self.draw(task, clock)
+        patches = self.patches(task, replace(draw, mirrored=False), clock)
+        plan = draw.plan
+        made = (patches, plan.positions, plan.filled, clock.seconds)
+        return Gathered(*made, draw.mirrored, draw.look)

@@ -17,18 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.codec.selection import chunk_frames, select
-from ovtrain.data.decode.base import Pixels
+from ovtrain.data.pixels import IntArray, Pixels
 from ovtrain.schema.grid import PatchGrid
 
 VIEWS = ("codec", "frames", "tiling", "image")
 CODEC, FRAMES, TILING, IMAGE = range(4)
 
-IntArray = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """where (N, 3): the patch's place in the clip; positions (N, 3): what the encoder is told."""
+    """where (N, 3): the patch's place in the clip, in rising t; positions (N, 3): what the encoder
+    is told."""
 
     where: IntArray
     positions: IntArray
@@ -68,18 +67,9 @@ def image_view(grid: PatchGrid) -> ViewPlan:
     return ViewPlan(where, where)
 
 
-def gather_patches(
-    pictures: Pixels, where: IntArray, patch: int, offset: tuple[int, int] = (0, 0)
-) -> Pixels:
-    """(T, H, W, 3) uint8 and (N, 3) places -> (N, 3*p*p) uint8, channel-major. The pictures are
-    moved by ``offset`` (dy, dx) pixels first, their edges repeated."""
+def gather_patches(pictures: Pixels, where: IntArray, patch: int) -> Pixels:
+    """(T, H, W, 3) uint8 and (N, 3) places -> (N, 3*p*p) uint8, channel-major."""
     frames, height, width, _ = pictures.shape
     t, h, w = where.T
-    if offset == (0, 0):
-        tiles = pictures.reshape(frames, height // patch, patch, width // patch, patch, 3)
-        found = tiles[t, h, :, w]
-    else:
-        rows = np.clip(h[:, None] * patch + np.arange(patch) - offset[0], 0, height - 1)
-        columns = np.clip(w[:, None] * patch + np.arange(patch) - offset[1], 0, width - 1)
-        found = pictures[t[:, None, None], rows[:, :, None], columns[:, None]]
-    return found.transpose(0, 3, 1, 2).reshape(len(where), -1)
+    tiles = pictures.reshape(frames, height // patch, patch, width // patch, patch, 3)
+    return tiles[t, h, :, w].transpose(0, 3, 1, 2).reshape(len(where), -1)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ovtrain.data.making import Made, Maker, SampleTask
+from ovtrain.data.making import Gathered, Gatherer, Made, Maker, SampleTask
 from ovtrain.schema.sample import MEMBERS
 
 KEPT: list[object] = []
@@ -60,20 +60,21 @@ HARMS: dict[str, Callable[[], object]] = {
 }
 
 
+def harm(task: SampleTask) -> None:
+    if task.where.endswith("000000.tar#1"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task.where.endswith("000000.tar#2"):
+        time.sleep(60)
+    if task.where.endswith("000000.tar#3"):
+        KEPT.append(np.ones(2**27))  # 1 GiB
+
+
 class Harmful(Maker):
     """Rows 1 to 3 of the first shard crash, hang and swell."""
 
     def __call__(self, task: SampleTask) -> Made:
-        if task.where.endswith("000000.tar#1"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if task.where.endswith("000000.tar#2"):
-            time.sleep(60)
-        if task.where.endswith("000000.tar#3"):
-            KEPT.append(np.ones(2**27))  # 1 GiB
+        harm(task)
         return super().__call__(task)
-
-    def __reduce__(self):
-        return Harmful, (self.data,)
 
 
 class HarmedByPayload(Maker):
@@ -87,5 +88,8 @@ class HarmedByPayload(Maker):
                 HARMS[payload.removeprefix(MARK).decode()]()
         return super().__call__(task)
 
-    def __reduce__(self):
-        return HarmedByPayload, (self.data,)
+
+class HarmfulGatherer(Gatherer):
+    def __call__(self, task: SampleTask) -> Gathered:
+        harm(task)
+        return super().__call__(task)

@@ -93,7 +93,7 @@ def write_shards(
 
 def _write_sample(*, tar_path, key, kind, rng, frames, size, patch) -> list[tuple[str, bytes]]:
     meta = SampleMeta(key, kind, kind, frames, size, size, 16.0, "pixel-estimate", f"{key}.mp4")
-    if kind == "image":
+    if kind != "video":
         picture = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
         payloads = [jpeg(picture), meta.to_json()]
     else:

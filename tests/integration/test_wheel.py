@@ -135,6 +135,7 @@ SANITIZED_TESTS = {
         "codec/test_energy",
         "codec/test_hevc_oracle",
     ),
+    "ovtrain.data": ("pixels", "data/test_pixels"),
     "ovtrain.ops": ("class_kernels", "ops/test_class_kernels", "optim/test_sparse_rows"),
     "data_pipelines": (
         "dedup.components",

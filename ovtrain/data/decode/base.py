@@ -1,75 +1,79 @@
-"""Pictures: the Protocol of decoders that take many, and the plain one that they are held to.
+"""Pictures: encoded bytes -> RGB pixels, whole or the part that is shown.
 
-``ImageDecoder``: JPEGs -> (H, W, 3) uint8 RGB each, at the picture side asked for (short side
-resized, centre cropped).
+libjpeg-turbo decodes JPEGs, at a fraction of their size where that suffices; Pillow decodes what it
+refuses and everything else, and is the judge of damaged files. Raises MediaError.
 """
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import Image
 
-from ovtrain.schema.errors import MediaError
+from ovtrain.codec.pictures import check_size, picture_header
+from ovtrain.codec.pictures import decode_image as decode_by_pillow
+from ovtrain.data.pixels import Box, Pixels, resample
 
-Pixels = npt.NDArray[np.uint8]
-MAX_PIXELS = 80_000_000
-MOST_LENGTHS = 100
-"""Long side over short side."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Not all that Pillow knows: some of it runs other programs."""
-NOT_A_PICTURE = (
-    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, struct.error, zlib.error),
-    TypeError,
-    Warning,  # where warnings are errors
-)
-"""What Pillow raises of damaged files."""
-BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-class ImageDecoder(Protocol):
-    """A batch in, one picture or one MediaError per JPEG out, in order."""
-
-    def __call__(
-        self, data: Sequence[bytes], where: Sequence[str]
-    ) -> list[Pixels | MediaError]: ...
+JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
+"""What libjpeg-turbo turns into RGB as Pillow does."""
+JPEG_SCALES = (8, 4, 2)
+"""How many times smaller libjpeg-turbo can decode with vector instructions."""
 
 
 def decode_image(data: bytes, where: str, *, upright: bool = False) -> Pixels:
-    """JPEG or PNG -> (H, W, 3) uint8 RGB at its own size; ``upright``: turned as its EXIF data say.
+    """A picture -> (H, W, 3) uint8 RGB at its own size; ``upright``: turned as its EXIF data say.
     Raises MediaError."""
+    _, turbo = _checked_size(data, where)
+    if turbo and not upright and (pixels := _turbo(data)) is not None:
+        return pixels
+    return decode_by_pillow(data, where, upright=upright)
+
+
+def decode_part(
+    data: bytes, where: str, part: Callable[[int, int], Box], shape: tuple[int, int]
+) -> Pixels:
+    """The ``part`` of a picture of (height, width) that is shown, resampled to (*shape, 3).
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the part still is no
+    smaller than ``shape`` then. Raises MediaError.
+    """
+    (height, width), turbo = _checked_size(data, where)
+    box = part(height, width)
+    shrunk = min(box.height / shape[0], box.width / shape[1])
+    scale = next((scale for scale in JPEG_SCALES if scale <= shrunk), 1)
+    pixels = _turbo(data, -(-height // scale), -(-width // scale)) if turbo else None
+    if pixels is None:
+        pixels = decode_by_pillow(data, where)
+    down, across = pixels.shape[0] / height, pixels.shape[1] / width
+    box = Box(box.top * down, box.left * across, box.height * down, box.width * across)
+    return resample(pixels, box, shape)
+
+
+def picture_size(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of a picture as coded. Raises MediaError."""
+    return _checked_size(data, where)[0]
+
+
+def _checked_size(data: bytes, where: str) -> tuple[tuple[int, int], bool]:
+    """(height, width), and whether libjpeg-turbo decodes it as Pillow does."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, where)
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(image.convert("RGB"))
-    except MediaError:
-        raise
-    except BOMB as error:
-        raise MediaError(where, f"too large a picture ({error})") from error
-    except UnidentifiedImageError as error:
-        found = "not a readable picture (of no known format)"
-        raise MediaError(where, found, allowed=", ".join(FORMATS)) from error
-    except NOT_A_PICTURE as error:
-        raise MediaError(where, f"not a readable picture ({error})") from error
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        header = picture_header(data, where)
+        return (header.height, header.width), False
+    height, width = int(height), int(width)
+    check_size(width, height, where)
+    return (height, width), colours in JPEG_COLOURS
 
 
-def _check_size(image: Image.Image, where: str) -> None:
-    """Before a line of it is decoded. Raises MediaError."""
-    size, sides = f"({image.width} x {image.height})", sorted((image.width, image.height))
-    if sides[0] * sides[1] > MAX_PIXELS:
-        found = f"too large a picture {size}"
-        raise MediaError(where, found, allowed=f"{MAX_PIXELS:,} pixels")
-    if sides[1] > MOST_LENGTHS * sides[0]:
-        found = f"too long a picture {size}"
-        raise MediaError(where, found, allowed=f"sides up to 1:{MOST_LENGTHS}")
+def _turbo(data: bytes, height: int = 0, width: int = 0) -> Pixels | None:
+    """At least (height, width); None where it is for Pillow to decide."""
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    except ValueError:  # any warning of the library, too
+        return None
 
 
 def fit(picture: Pixels, size: int) -> Pixels:
@@ -82,19 +86,3 @@ def fit(picture: Pixels, size: int) -> Pixels:
     resized = np.asarray(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     return resized[top : top + size, left : left + size]
-
-
-class PillowImages:
-    """The plain image decoder: one picture at a time, on the CPU."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, data: Sequence[bytes], where: Sequence[str]) -> list[Pixels | MediaError]:
-        return [self._one(d, w) for d, w in zip(data, where, strict=True)]
-
-    def _one(self, data: bytes, where: str) -> Pixels | MediaError:
-        try:
-            return fit(decode_image(data, where), self.size)
-        except MediaError as error:
-            return error

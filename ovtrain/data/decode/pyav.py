@@ -8,9 +8,10 @@ import av
 import av.error
 import av.video.reformatter
 import numpy as np
+from av.video.frame import VideoFrame
 
 from ovtrain.codec.decoded import Media, media_name, opened
-from ovtrain.data.decode.base import Pixels
+from ovtrain.data.pixels import Pixels
 from ovtrain.schema.errors import MediaError
 
 STRICT = {"err_detect": "crccheck+explode"}
@@ -50,8 +51,9 @@ def decode_frames(
     media: Media, where: str, wanted: Collection[int] | None, expected: int = 0
 ) -> Iterator[tuple[int, Pixels]]:
     """(number, (H, W, 3) uint8 RGB) of the wanted frames, all with None, in presentation order, as
-    they are coded. Nothing behind the last of them is decoded. Raises MediaError, also where the
-    container says that there are fewer frames than ``expected``."""
+    they are coded; a picture's rows may lie apart. Nothing behind the last of them is decoded.
+    Raises MediaError, also where the container says that there are fewer frames than
+    ``expected``."""
     last = None if wanted is None else max(wanted)
     reformatter = av.video.reformatter.VideoReformatter()
     try:
@@ -67,11 +69,18 @@ def decode_frames(
             if frame.is_corrupt:
                 raise MediaError(where, f"does not decode (frame {number} is damaged)")
             if wanted is None or number in wanted:
-                rgb = reformatter.reformat(frame, format="rgb24")
-                yield number, np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+                # On its own PyAV converts with as many threads as the machine has.
+                yield number, _pixels(reformatter.reformat(frame, format="rgb24", threads=1))
             if number == last:
                 break
     except av.error.FFmpegError as error:
         raise MediaError(where, f"does not decode ({error})") from error
     finally:
         video.container.close()
+
+
+def _pixels(frame: VideoFrame) -> Pixels:
+    """A packed frame's own memory, not a copy of it."""
+    plane = frame.planes[0]
+    shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
+    return np.ndarray(shape, np.uint8, memoryview(plane), strides=strides)

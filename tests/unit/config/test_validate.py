@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ovtrain.config.data import SourceConfig, ViewShares
+from ovtrain.config.data import AugmentConfig, SourceConfig, ViewShares
 from ovtrain.config.load import find_config, load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems, validate
@@ -73,7 +73,23 @@ def test_the_defaults_need_only_sources_and_a_length():
         ({"data": {"sources": [SOURCES[0]] * 2}}, "each needs a name of its own"),
         ({"data": {"views": ViewShares(0.5, 0.5, 0.1)}}, "multiples of 1/16 that sum to 1"),
         ({"data": {"views": ViewShares(0.33, 0.33, 0.34)}}, "multiples of 1/16"),
-        ({"data": {"image_decoder": "magic"}}, "allowed: pillow, dali"),
+        ({"data": {"decoder": "magic"}}, "allowed: pyav, dali"),
+        (
+            {"data": {"augment": AugmentConfig(crop_area=[0.5, 1.5])}},
+            "two rising shares above 0 to 1",
+        ),
+        (
+            {"data": {"augment": AugmentConfig(crop_area=[1.0])}},
+            "crop_area=[1.0]; allowed: [] or two",
+        ),
+        (
+            {"data": {"augment": AugmentConfig(crop_aspect=[2.0, 0.5])}},
+            "two rising positive numbers",
+        ),
+        (
+            {"data": {"augment": AugmentConfig(contrast=1.0)}},
+            "augment.contrast=1.0; allowed: 0 to below 1",
+        ),
         ({"data": {"size": 225}}, "data.size=225 must be a multiple of model.patch=14; use 224 or"),
         ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
         ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),

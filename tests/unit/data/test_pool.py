@@ -40,13 +40,13 @@ def test_closing_does_not_wait_for_a_decoder_that_hangs(setup_folder):
     task = replace(loader.sources[0].task(0), where="x-000000.tar#2")
     loader.close()
     pool = SamplePool(data, Harmful(data))
-    future = pool.submit(task)
+    (result,) = pool.submit([task])
     while not pool._children or not pool._children[0].resident_mib():
         time.sleep(0.01)
     began = time.monotonic()
     pool.close()
     assert time.monotonic() - began < 10
-    assert isinstance(future.result(), Failure)
+    assert isinstance(result(), Failure)
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (3, 1), (4, 4)])

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from ovtrain.config.data import AugmentConfig
 from ovtrain.data import views
-from ovtrain.data.augment import Augmentation, kept_tokens
+from ovtrain.data.augment import kept_tokens
 from ovtrain.schema.grid import PatchGrid
 
 GRID = PatchGrid(8, 3, 2, patch=4)
@@ -74,31 +73,3 @@ def test_kept_tokens_are_sorted_distinct_and_at_least_one():
     assert (np.diff(rows) > 0).all()
     assert kept_tokens(100, 1.0, RNG(0)).tolist() == list(range(100))
     assert len(kept_tokens(5, 0.01, RNG(0))) == 1
-
-
-def test_a_shift_moves_pictures_and_repeats_edges():
-    clip = pictures()
-    moved = np.empty_like(clip)
-    moved[:, 2:, :-1] = clip[:, :-2, 1:]
-    moved[:, :2, :-1] = clip[:, :1, 1:]
-    moved[:, 2:, -1], moved[:, :2, -1] = clip[:, :-2, -1], clip[:, :1, -1]
-    where = GRID.positions(np.arange(len(clip) * GRID.tokens_per_frame))
-    found = views.gather_patches(clip, where, 4, (2, -1))
-    assert np.array_equal(found, views.gather_patches(moved, where, 4))
-
-
-def test_a_gain_scales_and_clips():
-    values = np.array([0, 10, 100, 200], np.uint8)
-    assert Augmentation(1.5).lighten(values).tolist() == [0, 15, 150, 255]
-
-
-def test_no_augmentation_changes_nothing():
-    assert Augmentation.draw(AugmentConfig(), RNG(0)) == Augmentation()
-
-
-def test_draws_stay_in_their_bounds():
-    config = AugmentConfig(gain=0.2, shift=3)
-    draws = [Augmentation.draw(config, RNG(seed)) for seed in range(200)]
-    assert 0.8 <= min(d.gain for d in draws) < 0.85
-    assert 1.15 < max(d.gain for d in draws) <= 1.2
-    assert {d.offset[0] for d in draws} == {d.offset[1] for d in draws} == set(range(-3, 4))

@@ -41,6 +41,19 @@ def child():
     child.stop(kill=True)
 
 
+def test_arrays_come_back_whole_and_writable(child: Child):
+    """Some larger than a socket holds, some empty, some not in the order of memory."""
+    wide = np.arange(3_000_000, dtype=np.int64).reshape(3, -1)
+    sent = {"wide": wide, "none": np.empty((0, 5), np.uint8), "parts": [wide[:, ::7], wide.T, 3]}
+    for _ in range(2):
+        found = child.call(sent)
+        assert np.array_equal(found["wide"], wide)
+        assert found["none"].shape == (0, 5)
+        assert np.array_equal(found["parts"][0], wide[:, ::7])
+        assert np.array_equal(found["parts"][1], wide.T)
+        found["wide"][:] = 0
+
+
 @pytest.mark.parametrize(
     ("task", "reason", "replaced"),
     [

@@ -1,0 +1,1 @@
+"""Samples by NVIDIA DALI; the only home of nvidia.dali."""
