@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 BAD_FILE = (OvtrainError, FFmpegError, OSError, EOFError)
 """What a bad file may raise. Anything else is a defect: its traceback ends the worker."""
 MAX_DEATHS = 5
-"""Workers that may die one after the other before the fault is ours and the run stops."""
+"""Workers that may be killed, or end by a defect, one after the other before the run stops."""
 
 
 class WorkerError(OvtrainError):
@@ -77,8 +77,8 @@ class Workers(Generic[Task, Result]):
                     yield done, answer
 
     def _count_deaths(self, answer: Result | Failure) -> None:
-        if not (isinstance(answer, Failure) and answer.category == DIED):
-            self._deaths = 0
+        if not (isinstance(answer, Failure) and (answer.lost or answer.defect)):
+            self._deaths = 0  # what a file did to a decoder is the file's
             return
         self._deaths += 1
         if self._deaths == MAX_DEATHS:

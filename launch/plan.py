@@ -15,6 +15,7 @@ from ovtrain.costs import encoder, head, tokens
 from ovtrain.schema.errors import OvtrainError
 from ovtrain.schema.labels import read_description
 from ovtrain.schema.manifest import ShardManifest
+from ovtrain.schema.sample import KINDS
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _source_plan(config: TrainConfig, source: SourceConfig, samples: int) -> Sou
     data, model = config.data, config.model
     kind = kind_of(source)
     lengths = tokens.per_view(data.size, model.patch, data.token_budget, data.chunks)
-    if kind == "image":
+    if kind != "video":
         shares = {"image": 1.0}
     else:
         shares = {v: getattr(data.views, v) for v in ("codec", "frames", "tiling")}
@@ -84,11 +85,12 @@ def _source_plan(config: TrainConfig, source: SourceConfig, samples: int) -> Sou
 
 
 def kind_of(source: SourceConfig) -> str:
-    """video or image, from the manifest or, without one, from the name."""
+    """From the manifest or, without one, from the name."""
     try:
         return ShardManifest.read(source.shards).kind
     except OvtrainError:
-        return "image" if any(word in source.name for word in ("image", "ocr")) else "video"
+        kinds = [kind for kind in KINDS if kind in source.name]
+        return kinds[0] if kinds else "video"
 
 
 def classes_of(source: SourceConfig) -> int | None:

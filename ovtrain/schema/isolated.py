@@ -32,6 +32,8 @@ from ovtrain.schema.errors import OvtrainError
 DIED = "worker process died"
 TIMED_OUT = "timed out"
 OUT_OF_MEMORY = "out of memory"
+TRACEBACK = 1
+"""Exit status of a Python that ended by an exception."""
 STOP_S = 5.0
 """A child that is asked to end is killed after this time; one that does not die of that, since
 storage does not answer it, is left behind after as long again."""
@@ -43,10 +45,12 @@ PR_SET_PDEATHSIG = 1
 @dataclass(frozen=True)
 class Failure:
     """Why a task has no result: a category, then details in parentheses. ``lost``: the child was
-    killed from outside (for lack of memory, by an operator): the task may not be at fault."""
+    killed from outside (for lack of memory, by an operator): the task may not be at fault.
+    ``defect``: the child ended by an error that no bad task may raise, ours that is."""
 
     reason: str
     lost: bool = False
+    defect: bool = False
 
     @property
     def category(self) -> str:
@@ -134,8 +138,8 @@ class Child:
             return self._timed_out()
         except (EOFError, ConnectionResetError):
             code = self.stop()
-            killed = code == -signal.SIGKILL
-            return Failure(f"{DIED} (exit code {code})", lost=killed)
+            reason = f"{DIED} (exit code {code})"
+            return Failure(reason, lost=code == -signal.SIGKILL, defect=code == TRACEBACK)
 
     def _timed_out(self) -> Failure:
         self.stop(kill=True)

@@ -66,7 +66,7 @@ def test_arrays_come_back_whole_and_writable(child: Child):
 )
 def test_a_bad_task_costs_itself(child: Child, task: str, reason: str, replaced: bool):
     before = child.call("pid")
-    assert child.call(task) == Failure(reason)
+    assert child.call(task) == Failure(reason, defect=task == "defect")
     after = child.call("pid")
     assert (after != before) == replaced
     assert child.starts == 1 + replaced
