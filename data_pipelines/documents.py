@@ -13,6 +13,7 @@ words of the vocabulary on it; one without any has none, and takes part in no lo
 from __future__ import annotations
 
 import json
+import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,16 +45,24 @@ class Page:
 def pages(config: OcrConfig, faults: dict[str, str] | None = None) -> Iterator[Page]:
     """All lines that can be read; why others cannot goes to ``faults``. Raises ConfigError where
     ``ocr.words`` names no file."""
+    named: set[str] = set()
     for path in word_files(config.words):
         with open(path, encoding="utf-8", errors="replace") as handle:
             for number, line in enumerate(handle, 1):
                 if not line.strip():
                     continue
+                fault = ""
                 try:
-                    yield _page(json.loads(line), config.confidence)
+                    page = _page(json.loads(line), config.confidence)
+                    if page.image not in named:
+                        named.add(page.image)
+                        yield page
+                    else:
+                        fault = f"its picture has a line before ({page.image})"
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    if faults is not None:
-                        faults[f"{path.name}, line {number}"] = f"not a line of words ({error})"
+                    fault = f"not a line of words ({error})"
+                if fault and faults is not None:
+                    faults[f"{path.name}, line {number}"] = fault
 
 
 def _page(row: dict[str, Any], confidence: float) -> Page:
@@ -65,7 +74,7 @@ def _page(row: dict[str, Any], confidence: float) -> Page:
     ]
     if not isinstance(row["image"], str):
         raise TypeError("image is no text")
-    return Page(row["image"], [word for word in words if word])
+    return Page(posixpath.normpath(row["image"]), [word for word in words if word])
 
 
 def normalised(word: str) -> str:
@@ -93,7 +102,7 @@ def build_vocabulary(
 def read_vocabulary(path: Path) -> list[str]:
     """Raises LabelError."""
     try:
-        words = path.read_text(encoding="utf-8").split("\n")[:-1]
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(str(path), f"unreadable ({error})", fix="name a vocabulary.txt") from error
     if not words or len(set(words)) != len(words) or "" in words:
@@ -103,11 +112,13 @@ def read_vocabulary(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labelling gave: documents, those without a label, classes."""
+    """What labelling gave: documents, those without a label, classes; lines of words whose picture
+    is no document."""
 
     documents: int
     unlabelled: int
     classes: int
+    unused_lines: int
 
 
 def label_documents(
@@ -122,14 +133,17 @@ def label_documents(
         vocabulary = build_vocabulary(pages(config), names, config)
     ids = {word: number for number, word in enumerate(vocabulary)}
     labels = {key: np.empty(0, np.int32) for key in names.values()}
+    unused = 0
     for page in pages(config):
+        unused += page.image not in names
         if page.image in names:
             labels[names[page.image]] = _labels(page, ids, config.tags)
     with atomic_open(out / VOCABULARY, "w") as handle:
         handle.writelines(word + "\n" for word in vocabulary)
     store = LabelStore.build(list(labels), list(labels.values()), len(ids), fingerprint)
     store.write(out)
-    return Labelled(len(labels), sum(not len(found) for found in labels.values()), len(ids))
+    unlabelled = sum(not len(found) for found in labels.values())
+    return Labelled(len(labels), unlabelled, len(ids), unused)
 
 
 def _labels(page: Page, ids: Mapping[str, int], most: int) -> np.ndarray:

@@ -31,6 +31,7 @@ PASSING = ("samples", "select", "shards")
 
 def finish(job: Job) -> None:
     """Raises MediaError where nothing gave a sample."""
+    job.rows("shards")  # raises where a stage is missing, or was made from something else
     skipped, duplicates = _lists(job)
     samples = {kind: _write_source(job, kind) for kind in KINDS}
     if not any(samples.values()):
@@ -39,6 +40,8 @@ def finish(job: Job) -> None:
     summary: dict[str, Any] = {"samples": {kind: n for kind, n in samples.items() if n}}
     if samples["document"]:
         summary["documents"] = _label_documents(job, skipped)
+    elif (job.out / LABELS).exists():
+        shutil.rmtree(job.out / LABELS)  # of an earlier run
     _write_rows(job.out / "inventory.jsonl", _media(job))
     _write_rows(job.out / "duplicates.jsonl", duplicates)
     _write_skips(job.out, skipped)

@@ -5,8 +5,9 @@
 A stage has n items; part i of c does the items i, i + c, i + 2c, ... and writes one line for each,
 ``{"item": number, ...}``. The next stage reads the parts together, in the order of the items, so
 that how a stage was split changes nothing behind it. The first line of a part says what it was made
-from; a part that is there, made from the same, is not made again. Lines are appended as items end
-and the file takes its name when all are there: a part that was cut short goes on behind them.
+from, the rows of the stage before among it; a part that is there, made from the same, is not made
+again. Lines are appended as items end and the file takes its name when all are there: a part that
+was cut short goes on behind them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ovtrain.schema.errors import OvtrainError
+from ovtrain.schema.isolated import DIED, OUT_OF_MEMORY, TIMED_OUT, category
 
 MANIFESTS = "manifests"
 PARTIAL = ".partial"
+HEAD = 128
+"""Bytes of the first line."""
+LINES = 256
+"""Rows that are read at a time."""
+DIGESTS = 1 << 128
+GONE = "not there any more"
+"""Of a file that was there when the inventory was taken."""
+PASSING = frozenset({TIMED_OUT, DIED, OUT_OF_MEMORY, GONE})
+"""Why something failed that may succeed another time."""
 PART = re.compile(r"(\d+)/(\d+)")
 FILE = re.compile(r"part-(\d{5})-of-(\d{5})\.jsonl")
 
@@ -92,14 +104,19 @@ class Manifest:
     def folder(self) -> Path:
         return self.out / MANIFESTS / self.name
 
-    def is_current(self, part: Part, made_from: str) -> bool:
+    def is_there(self, part: Part, made_from: str) -> bool:
+        """Whether a part was made from this; any split of the whole serves for the whole."""
+        if part == Part():
+            found = _split(self.folder)
+            whole = bool(found) and len(found) == _count(found[0].name)
+            return whole and all(_header(path)["made_from"] == made_from for path in found)
         path = self.folder / part.file
-        return path.is_file() and _header(path).get("made_from") == made_from
+        return path.is_file() and _header(path)["made_from"] == made_from
 
     def made_from(self) -> str:
         """What all parts were made from. Raises StageError where parts are missing or differ."""
         paths = self._parts()
-        found = {path.name: str(_header(path).get("made_from")) for path in paths}
+        found = {path.name: _header(path)["made_from"] for path in paths}
         if len(set(found.values())) > 1:
             first = found[paths[0].name]
             others = [name for name, value in found.items() if value != first]
@@ -110,18 +127,22 @@ class Manifest:
             )
         return found[paths[0].name]
 
+    def content(self) -> str:
+        """Hash of what all rows say, whatever the split. Raises StageError."""
+        digests = (int(_header(path)["digest"], 16) for path in self._parts())
+        return f"{sum(digests) % DIGESTS:032x}"
+
     def rows(self) -> Iterator[Row]:
         """All rows in the order of their items. Raises StageError where a part is missing."""
         return heapq.merge(*map(_lines, self._parts()), key=lambda row: row["item"])
 
     def _parts(self) -> list[Path]:
-        found = {path.name: path for path in self.folder.glob("part-*.jsonl")}
-        counts = {int(match[2]) for name in found if (match := FILE.fullmatch(name))}
-        if not counts:
+        found = {path.name: path for path in _split(self.folder)}
+        if not found:
             raise StageError(
                 str(self.folder), "nothing here yet", fix=f"run --stage {self.name} first"
             )
-        count = max(counts)
+        count = _count(next(iter(found)))
         wanted = [Part(number, count) for number in range(count)]
         missing = [part for part in wanted if part.file not in found]
         if missing:
@@ -139,28 +160,66 @@ class Manifest:
         part: Part,
         made_from: str,
         items: Iterable[Item],
-        make: Callable[[Journal, list[tuple[int, Item]]], Iterable[tuple[int, Row]]],
+        make: Callable[[Journal, Iterator[tuple[int, Item]]], Iterable[tuple[int, Row]]],
     ) -> None:
         """Do a part: ``make`` is given the items that are left, with their numbers, and yields a
-        row for each as it ends."""
+        row for each as it ends. Raises StageError where the stage is split in another way."""
+        self._check_split(part, made_from)
         with Journal.open(self.folder / (part.file + PARTIAL), made_from) as journal:
             mine = (
                 (number, item)
                 for number, item in enumerate(items)
                 if number % part.count == part.number and number not in journal.done
             )
-            for number, row in make(journal, list(mine)):
+            for number, row in make(journal, mine):
                 journal.add(number, row)
-            self._finish(part, journal)
+            journal.finish(self.folder / part.file)
+        for path in self.folder.glob("part-*.jsonl"):
+            if FILE.fullmatch(path.name) and _count(path.name) != part.count:
+                path.unlink(missing_ok=True)  # made from something else
 
-    def _finish(self, part: Part, journal: Journal) -> None:
-        """Sort the lines, give the file its name, remove parts of other splits."""
-        journal.sort()
-        os.replace(journal.path, self.folder / part.file)
-        for path in self.folder.glob("part-*.jsonl*"):
-            match = FILE.match(path.name)
-            if match and int(match[2]) != part.count:
-                path.unlink(missing_ok=True)
+    def _check_split(self, part: Part, made_from: str) -> None:
+        for path in _split(self.folder):
+            if _count(path.name) != part.count and _header(path)["made_from"] == made_from:
+                number = f"{part.number}/{_count(path.name)}"
+                raise StageError(
+                    str(self.folder),
+                    f"split in {_count(path.name)} parts already, not in {part.count}",
+                    fix=f"do a part of that with --part {number}, or delete this folder",
+                )
+
+    def forget_failures(self) -> int:
+        """Have rows of items that failed for want of time, memory or storage made again by the next
+        run; how many there are."""
+        count = 0
+        for path in _split(self.folder):
+            rows = list(_lines(path))
+            kept = [row for row in rows if not may_be_retried(row)]
+            if len(kept) < len(rows):
+                partial = path.with_name(path.name + PARTIAL)
+                partial.unlink(missing_ok=True)
+                with Journal.open(partial, _header(path)["made_from"]) as journal:
+                    for row in kept:
+                        journal.add(row.pop("item"), row)
+                path.unlink()
+                count += len(rows) - len(kept)
+        return count
+
+
+def may_be_retried(row: Row) -> bool:
+    """Whether a row says of something that it failed, for reasons that may pass."""
+    return any(category(reason) in PASSING for _, reason in row.get("skipped", ()))
+
+
+def _split(folder: Path) -> list[Path]:
+    """The parts of the split that is there, in order; of several, of the one with most."""
+    found = sorted(path for path in folder.glob("part-*.jsonl") if FILE.fullmatch(path.name))
+    most = max((_count(path.name) for path in found), default=0)
+    return [path for path in found if _count(path.name) == most]
+
+
+def _count(name: str) -> int:
+    return int(name.split("-of-")[1][:5])
 
 
 class Journal:
@@ -170,14 +229,19 @@ class Journal:
     def __init__(self, path: Path, made_from: str, rows: list[Row], handle: IO[bytes]) -> None:
         self.path, self._made_from, self._handle = path, made_from, handle
         self.rows = rows
-        self.open_beside = ExitStack()
         self.done = {int(row["item"]) for row in rows}
+        self.open_beside = ExitStack()
+        self._digest = sum(map(_digest, rows)) % DIGESTS
+        self._last, self._sorted = -1, True
+        for row in rows:
+            self._note(row["item"])
 
     @classmethod
     def open(cls, path: Path, made_from: str) -> Journal:
         """Go on behind the whole lines of a part that was made from the same, or begin."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+b")  # noqa: SIM115 - closed by ``__exit__``
+        path.touch()
+        handle = open(path, "r+b")  # noqa: SIM115 - closed by ``__exit__``
         try:
             _lock(handle, path)
         except StageError:
@@ -185,9 +249,11 @@ class Journal:
             raise
         rows, end = _whole_lines(handle, made_from)
         handle.truncate(end)
+        handle.seek(end)
+        journal = cls(path, made_from, rows, handle)
         if not end:
-            handle.write(_line({"made_from": made_from}))
-        return cls(path, made_from, rows, handle)
+            handle.write(journal._head())
+        return journal
 
     def __enter__(self) -> Journal:
         return self
@@ -197,18 +263,38 @@ class Journal:
         self._handle.close()
 
     def add(self, number: int, row: Row) -> None:
-        self._handle.write(_line({"item": number, **row}))
+        row = {"item": number, **row}
+        self._note(number)
+        self._digest = (self._digest + _digest(row)) % DIGESTS
+        self._handle.write(_line(row))
         self._handle.flush()
 
-    def sort(self) -> None:
-        rows = sorted(_lines(self.path), key=lambda row: row["item"])
-        sorted_path = self.path.with_name(self.path.name + ".sorted")
-        with open(sorted_path, "wb") as handle:
-            handle.write(_line({"made_from": self._made_from}))
-            handle.writelines(map(_line, rows))
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(sorted_path, self.path)
+    def finish(self, path: Path) -> None:
+        """All rows are there: give them their order, their digest, their name."""
+        self._handle.flush()
+        if not self._sorted:
+            rows = sorted(_lines(self.path), key=lambda row: row["item"])
+            self._handle.seek(HEAD)
+            self._handle.writelines(map(_line, rows))
+        self._handle.seek(0)
+        self._handle.write(self._head())
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        os.replace(self.path, path)
+
+    def _note(self, number: int) -> None:
+        self._sorted = self._sorted and number > self._last
+        self._last = number
+
+    def _head(self) -> bytes:
+        """The first line; always as long, so that it can be written over."""
+        head = json.dumps({"made_from": self._made_from, "digest": f"{self._digest:032x}"})
+        return head.ljust(HEAD - 1).encode() + b"\n"
+
+
+def _digest(row: Row) -> int:
+    """Of one row, and to be added to those of others."""
+    return int.from_bytes(blake2b(json.dumps(row).encode(), digest_size=16).digest())
 
 
 def _lock(handle: IO[bytes], path: Path) -> None:
@@ -223,10 +309,13 @@ def _lock(handle: IO[bytes], path: Path) -> None:
             raise
 
 
-def _header(path: Path) -> Row:
-    with open(path, encoding="utf-8") as handle:
-        line = handle.readline()
-    return _parsed(line) or {}
+def _header(path: Path) -> dict[str, str]:
+    """Raises StageError where the first line is none."""
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        found = _parsed(handle.readline())
+    if found is None or not {"made_from", "digest"} <= set(found):
+        raise StageError(f"{path}, line 1", "not a manifest", fix="delete it, run its part again")
+    return found
 
 
 def _parsed(line: str) -> Row | None:
@@ -238,13 +327,20 @@ def _parsed(line: str) -> Row | None:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(islice(handle, 1, None), 2):
-            row = _parsed(line)
+    """Rows of a part, some at a time: thousands of parts are read together, not all open."""
+    at, number = HEAD, 1
+    while True:
+        with open(path, "rb") as handle:
+            handle.seek(at)
+            lines = list(islice(handle, LINES))
+        if not lines:
+            return
+        for line in lines:
+            at, number = at + len(line), number + 1
+            row = _parsed(line.decode(errors="replace"))
             if row is None:
-                raise StageError(
-                    f"{path}, line {number}", "not a row", fix="delete the file, run its part again"
-                )
+                fix = "delete the file, run its part again"
+                raise StageError(f"{path}, line {number}", "not a row", fix=fix)
             yield row
 
 
@@ -252,14 +348,17 @@ def _whole_lines(handle: IO[bytes], made_from: str) -> tuple[list[Row], int]:
     """Rows of a part that was cut short, and the bytes they take, the first line included. Read
     through the handle that holds the lock: closing another one would let go of it."""
     rows: list[Row] = []
-    end = 0
     handle.seek(0)
+    head = handle.readline()
+    found = _parsed(head.decode(errors="replace"))
+    if len(head) != HEAD or found is None or found.get("made_from") != made_from:
+        return [], 0
+    end = HEAD
     for line in handle:
         row = _parsed(line.decode(errors="replace")) if line.endswith(b"\n") else None
-        if row is None or (not end and row.get("made_from") != made_from):
+        if row is None:
             break
-        if end:
-            rows.append(row)
+        rows.append(row)
         end += len(line)
     return rows, end
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.images import still_indices
 from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord
 from data_pipelines.inventory.scan import Span
 from data_pipelines.inventory.stage import as_row
@@ -30,11 +31,14 @@ DEFAULT_FPS = 30.0
 @dataclass(frozen=True)
 class Place:
     """A clip of a video: its first frame, and how many frames it may take from there on.
-    ``elsewhere``: where the video ends before them, its beginning does as well."""
+    ``elsewhere``: where the video ends before them, its beginning does as well. ``begin``, ``end``:
+    seconds, of places in a span of a list."""
 
     start: int
     frames: int
     elsewhere: bool = False
+    begin: float | None = None
+    end: float | None = None
 
 
 def why_filtered(record: Record, config: FilterConfig) -> str:
@@ -60,33 +64,36 @@ def _filtered_video(record: VideoRecord, config: FilterConfig) -> str:
 
 
 class Originals:
-    """Tells media whose bytes were there before; with other listed times they count as others."""
+    """Tells media whose bytes were there before; as another kind of sample, or with other listed
+    times, they count as others."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], str] = {}
 
-    def of(self, record: Record, spans: Sequence[Span]) -> str:
-        """Name of the first of its kind; its own name where it is that. Records without a content
-        hash are all different."""
+    def of(self, record: Record, used_as: Sequence[Kind | Span]) -> str:
+        """Name of the first with these bytes and this use; its own name where it is that. Records
+        without a content hash are all different."""
         if not record.content:
             return record.path
-        return self._first.setdefault((record.content, repr(spans)), record.path)
+        return self._first.setdefault((record.content, repr(used_as)), record.path)
 
 
 class Keys:
-    """Sample keys from file names: the stem in [A-Za-z0-9_-], made unique in order."""
+    """Sample keys from file names: the stem in [A-Za-z0-9_-], made unique in order, together with
+    the keys that are derived from it."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._numbers: dict[str, int] = {}
 
-    def __call__(self, name: str) -> str:
+    def __call__(self, name: str, derived: Sequence[str] = ("",)) -> str:
+        """``derived``: what is appended to it for the samples of this file."""
         base = re.sub(r"[^A-Za-z0-9_-]", "_", Path(name).stem)[:MAX_KEY] or "_"
         key = base
-        while key in self._taken:
+        while any(key + end in self._taken for end in derived):
             number = self._numbers[base] = self._numbers.get(base, 1) + 1
             key = f"{base}-{number}"
-        self._taken.add(key)
+        self._taken.update(key + end for end in derived)
         return key
 
 
@@ -106,7 +113,7 @@ def places(
     fewer frames."""
     rng = np.random.default_rng([config.seed, int(key_hash([record.path])[0])])
     found = [place for span in spans for place in _places_in(record, span, cuts, config, rng)]
-    return sorted(set(found), key=lambda place: (place.start, place.frames))
+    return sorted(dict.fromkeys(found), key=lambda place: (place.start, place.frames))
 
 
 def _places_in(
@@ -121,14 +128,15 @@ def _places_in(
         return
     if span and span[1] is None:
         behind = [cut - first for cut in cuts if cut > first]
-        yield Place(first, min([config.frames, *behind[:1]]))
+        yield Place(first, min([config.frames, *behind[:1]]), begin=span[0])
         return
     edges = [first, *(cut for cut in cuts if first < cut < stop), stop]
     wide = [(a, b) for a, b in pairwise(edges) if b - a >= config.frames]
     if not wide:
         a, b = max(pairwise(edges), key=lambda piece: piece[1] - piece[0])
         # The header's count is not trusted where nothing else bounds the clip.
-        yield Place(a, b - a if span or len(edges) > 2 else config.frames)
+        frames = b - a if span or len(edges) > 2 else config.frames
+        yield Place(a, frames, False, *_times(span, a, record))
         return
     counts = [b - a - config.frames + 1 for a, b in wide]
     chosen = rng.choice(sum(counts), size=min(config.clips_per_video, sum(counts)), replace=False)
@@ -136,19 +144,28 @@ def _places_in(
     for number in chosen.tolist():
         piece = int(np.searchsorted(ends, number, side="right"))
         start = wide[piece][0] + number - int(ends[piece] - counts[piece])
-        yield Place(start, config.frames, elsewhere=not span and not cuts)
+        alone = not span and not cuts and config.clips_per_video == 1
+        yield Place(start, config.frames, alone, *_times(span, start, record))
+
+
+def _times(span: Span, start: int, record: VideoRecord) -> tuple[float | None, float | None]:
+    """``begin`` and ``end`` of a place in a span of a list."""
+    if span is None:
+        return None, None
+    return max(start / (record.fps or DEFAULT_FPS), span[0]), span[1]
 
 
 def _frames(record: VideoRecord, span: Span) -> tuple[int, int]:
     """First frame and the one behind the last."""
-    fps, end = record.fps or DEFAULT_FPS, max(record.frames, 1)
+    fps = record.fps or DEFAULT_FPS
+    end = record.frames or max(int(record.duration * fps), 1)
     if span is None:
         return 0, end
     first = round(span[0] * fps)
     if span[1] is not None:
         stop = max(round(span[1] * fps), first + 1)
-        return first, min(stop, end) if record.frames else stop
-    return first, end if record.frames else first + 1
+        return first, min(stop, end) if end > 1 else stop
+    return first, end if end > 1 else first + 1
 
 
 def plan_rows(
@@ -163,14 +180,16 @@ def plan_rows(
     originals, keys = Originals(), Keys()
     for record, spans in found:
         at = next(cuts) if cuts and isinstance(record, VideoRecord) else {"cuts": []}
-        original = originals.of(record, spans)
+        assert at.get("path", record.path) == record.path, (at, record)
+        kind = kind_of(record, read)
+        original = originals.of(record, [kind, *spans])
         reason = why_filtered(record, config.filters)
         if reason or "cuts" not in at:
             yield skip(record.path, reason) if reason else {"skipped": at["skipped"]}
         elif original != record.path:
             yield {"duplicate": [record.path, original]}
         else:
-            yield from _rows_of(record, spans, at["cuts"], kind_of(record, read), keys, config)
+            yield from _rows_of(record, spans, at["cuts"], kind, keys, config)
 
 
 def _rows_of(
@@ -181,16 +200,19 @@ def _rows_of(
     keys: Keys,
     config: PrepareConfig,
 ) -> Iterator[Row]:
-    key, row = keys(record.path), as_row(record)
+    row = as_row(record)
     if isinstance(record, PictureRecord):
+        key = keys(record.path)
         yield {"kind": kind, "key": key, "name": record.path, "record": row, "place": None}
         return
     clips = places(record, spans, cuts, config)
     if not clips:
         yield skip(record.path, "its listed times lie behind its end")
-    for number, place in enumerate(clips):
-        clip, name = key, record.path
-        if len(clips) > 1:
-            clip, name = f"{key}-c{number}", f"{name}, frame {place.start}"
-        about = {"kind": kind, "key": clip, "name": name}
+        return
+    ends = [f"-c{number}" for number in range(len(clips))] if clips[1:] else [""]
+    stills = ["", *(f"-f{n:02d}" for n in still_indices(config.frames, config.images_per_clip))]
+    key = keys(record.path, [end + still for end in ends for still in stills])
+    for end, place in zip(ends, clips, strict=True):
+        name = f"{record.path}, frame {place.start}" if end else record.path
+        about = {"kind": kind, "key": key + end, "name": name}
         yield {**about, "record": row, "place": astuple(place)}

@@ -35,15 +35,17 @@ gives a sample.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.documents import pages
+from data_pipelines.documents import pages, read_vocabulary
 from data_pipelines.finish import clean, final_line, finish
 from data_pipelines.inventory.stage import cuts_rows, inventory_rows, records, videos
-from data_pipelines.job import WORK, Job
-from data_pipelines.manifests import Journal, Manifest, Part, Row, StageError
+from data_pipelines.job import ORDER, WORK, Job
+from data_pipelines.manifests import Journal, Part, Row, StageError, may_be_retried
 from data_pipelines.plan import plan_rows
 from data_pipelines.samples import sample_rows
 from data_pipelines.shards.stage import select_rows, shard_rows
@@ -54,101 +56,84 @@ from ovtrain.config.load import checked, find_config, load
 from ovtrain.config.prepare import PrepareConfig
 from ovtrain.schema.errors import exit_status
 from ovtrain.schema.manifest import MANIFEST
-from ovtrain.schema.sample import MEMBERS
+from ovtrain.schema.sample import KINDS
 
 TIMEOUT_S = 300.0
 WHOLE = Part()
 
 
-def _inventory(job: Job, part: Part) -> None:
-    listing = [*job.listing.files, ""]  # the last item stands for what is no media
-    job.manifest("inventory").write(
-        part, job.inventory_from(), listing, lambda _, files: inventory_rows(job, files)
-    )
+Made = tuple[
+    Iterable[Any], Callable[[Journal, Iterator[tuple[int, Any]]], Iterable[tuple[int, Row]]]
+]
+"""A stage's items, and what makes rows of them."""
 
 
-def _cuts(job: Job, part: Part) -> None:
-    if not job.config.scene_cuts:
-        return
-    inventory = job.manifest("inventory")
-    job.manifest("cuts").write(
-        part,
-        job.cuts_from(inventory.made_from()),
-        videos(inventory.rows()),
-        lambda _, found: cuts_rows(job, found),
-    )
+def _inventory(job: Job, _: Part) -> Made:
+    # The last item stands for what is no media.
+    return [*job.listing.files, ""], lambda _, files: inventory_rows(job, list(files))
 
 
-def _plan(job: Job, _: Part) -> None:
-    inventory, cuts = job.manifest("inventory"), None
-    made_from = job.plan_from(inventory.made_from())
-    if job.config.scene_cuts:
-        cuts = _of(job.manifest("cuts"), job.cuts_from(inventory.made_from()))
-    read = {page.image for page in pages(job.config.ocr)}
-    rows = plan_rows(records(inventory.rows()), cuts, read, job.config)
-    job.manifest("plan").write(WHOLE, made_from, rows, lambda _, rows: rows)
+def _cuts(job: Job, _: Part) -> Made:
+    found = videos(job.rows("inventory")) if job.config.scene_cuts else ()
+    return found, lambda _, found: cuts_rows(job, list(found))
 
 
-def _samples(job: Job, part: Part) -> None:
-    plan = job.manifest("plan")
+def _plan(job: Job, _: Part) -> Made:
+    cuts = job.rows("cuts") if job.config.scene_cuts else None
+    ocr = job.config.ocr
+    if ocr.vocabulary:
+        read_vocabulary(Path(ocr.vocabulary))  # refused now rather than when all else is done
+    read = {page.image for page in pages(ocr)}
+    return plan_rows(records(job.rows("inventory")), cuts, read, job.config), _as_they_are
 
-    def make(journal: Journal, rows: list[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+
+def _samples(job: Job, part: Part) -> Made:
+    def make(journal: Journal, rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
         name = part.file.replace(".jsonl", ".bin")
         store = SampleStore(job.out / WORK / name, journal.rows)
-        return sample_rows(job, journal.open_beside.enter_context(store), rows)
+        return sample_rows(job, journal.open_beside.enter_context(store), list(rows))
 
-    job.manifest("samples").write(part, _planned(job), plan.rows(), make)
-
-
-def _select(job: Job, _: Part) -> None:
-    planned = _planned(job)
-    rows = select_rows(lambda: _of(job.manifest("samples"), planned), job.config)
-    job.manifest("select").write(WHOLE, planned, rows, lambda _, rows: rows)
+    return job.rows("plan"), make
 
 
-def _shards(job: Job, part: Part) -> None:
-    chosen = (row for row in _of(job.manifest("select"), _planned(job)) if "shard" in row)
-    job.manifest("shards").write(part, _planned(job), chosen, lambda _, rows: shard_rows(job, rows))
+def _select(job: Job, _: Part) -> Made:
+    return select_rows(lambda: job.rows("samples"), job.config), _as_they_are
 
 
-def _finish(job: Job, _: Part) -> None:
-    made_from = _planned(job)
-    for stage in ("samples", "select", "shards"):
-        _of(job.manifest(stage), made_from)
-    finish(job)
-    complete(job.out, made_from)
-    clean(job)
+def _shards(job: Job, _: Part) -> Made:
+    chosen = (row for row in job.rows("select") if "shard" in row)
+    return chosen, lambda _, rows: shard_rows(job, list(rows))
 
 
-STAGES: dict[str, Callable[[Job, Part], None]] = {
+def _as_they_are(_: Journal, rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    return rows
+
+
+STAGES: dict[str, Callable[[Job, Part], Made]] = {
     "inventory": _inventory,
     "cuts": _cuts,
     "plan": _plan,
     "samples": _samples,
     "select": _select,
     "shards": _shards,
-    "finish": _finish,
 }
 MERGING = ("plan", "select", "finish")
 
 
-def _planned(job: Job) -> str:
-    """What the plan was made from. Raises StageError where that is not the inventory at hand, or
-    other settings."""
-    made_from = job.plan_from(job.manifest("inventory").made_from())
-    _of(job.manifest("plan"), made_from)
-    return made_from
-
-
-def _of(manifest: Manifest, made_from: str) -> Iterator[Row]:
-    """The rows of a manifest that must have been made from this. Raises StageError."""
-    if manifest.made_from() != made_from:
-        raise StageError(
-            str(manifest.folder),
-            "made from other files or settings than asked for now",
-            fix=f"run --stage {manifest.name} again, or give the settings it was run with",
-        )
-    return manifest.rows()
+def run_stage(job: Job, stage: str, part: Part) -> bool:
+    """Do a part of a stage; False where it is there already. Raises StageError."""
+    made_from = job.made_from(stage)
+    if stage == "finish":
+        finish(job)
+        complete(job.out, job.made_from("samples"))
+        clean(job)
+        return True
+    if job.manifest(stage).is_there(part, made_from):
+        return False
+    # A rewrite that is cut short must not look like the finished preparation of before.
+    (job.out / STAGE).unlink(missing_ok=True)
+    job.manifest(stage).write(part, made_from, *STAGES[stage](job, part))
+    return True
 
 
 def prepare(
@@ -157,17 +142,20 @@ def prepare(
     config: PrepareConfig,
     timeout_s: float = TIMEOUT_S,
     exclude: Path | None = None,
+    *,
+    retry: bool = False,
 ) -> bool:
     """Run all stages; False where ``out`` already holds the result of the same inputs. Files below
-    ``exclude`` (by default ``out``) are no input."""
+    ``exclude`` (by default ``out``) are no input. ``retry``: try again what failed for want of
+    time, memory or storage."""
     job = _job(source, out, config, timeout_s, exclude)
-    if _is_done(job, job.inventory_from()):
+    job.folder  # noqa: B018 - raises where there is none
+    if retry:
+        forget_failures(job)
+    if job.manifest("inventory").is_there(WHOLE, job.inventory_from()) and is_done(job):
         return False
-    # An interrupted rewrite must not look like the finished preparation of before.
-    (out / STAGE).unlink(missing_ok=True)
-    for name, stage in STAGES.items():
-        if not _is_there(job, name, WHOLE):
-            stage(job, WHOLE)
+    for stage in ORDER:
+        run_stage(job, stage, WHOLE)
     return True
 
 
@@ -182,18 +170,37 @@ def prepare_part(
 ) -> str:
     """Run a part of one stage; a line that says what became of it. Raises StageError."""
     job = _job(source, out, config, timeout_s, exclude)
+    job.folder  # noqa: B018 - raises where there is none
     if stage in MERGING:
         if part.number:
             return f"{stage} {part}: the first task does this"
         part = WHOLE
-    inventory = job.inventory_from() if stage == "inventory" else _inventory_there(job)
-    if _is_done(job, inventory):
+    if ORDER.index(stage) > ORDER.index("plan") and is_done(job):
         return f"{stage} {part}: unchanged, nothing to do"
-    (out / STAGE).unlink(missing_ok=True)
-    if _is_there(job, stage, part):
+    if not run_stage(job, stage, part):
         return f"{stage} {part}: there already"
-    STAGES[stage](job, part)
     return final_line(out) if stage == "finish" else f"{stage} {part}: done"
+
+
+def forget_failures(job: Job) -> None:
+    """Have the next run try again what failed for want of time, memory or storage."""
+    found = {stage: job.manifest(stage).forget_failures() for stage in ORDER}
+    said = ", ".join(f"{count} of {stage}" for stage, count in found.items() if count)
+    if said:
+        print(f"tried again: {said}", flush=True)
+    elif any(may_be_retried({"skipped": [_pair(row)]}) for row in _skips(job)):
+        # The samples' own manifest is gone with the finished preparation: all are made again.
+        (job.out / STAGE).unlink(missing_ok=True)
+
+
+def _skips(job: Job) -> Iterator[Row]:
+    path = job.out / "skipped.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return map(json.loads, lines)
+
+
+def _pair(row: Row) -> list[str]:
+    return [row["file"], row["reason"]]
 
 
 def _job(
@@ -204,27 +211,16 @@ def _job(
     return Job(source, out, config, timeout_s, exclude)
 
 
-def _inventory_there(job: Job) -> str:
-    return job.manifest("inventory").made_from()
-
-
-def _is_done(job: Job, inventory: str) -> bool:
-    """Whether the folder holds the end result of this inventory."""
-    found = [f"{kind}/{MANIFEST}" for kind in MEMBERS if (job.out / kind).is_dir()]
-    return is_current(job.out, job.plan_from(inventory), found or [MANIFEST])
-
-
-def _is_there(job: Job, stage: str, part: Part) -> bool:
-    """Whether a part was made from what it would be made from now."""
-    if stage == "finish":
+def is_done(job: Job) -> bool:
+    """Whether the folder holds the end result of the plan that is there, and that of these
+    settings."""
+    if not (job.out / STAGE).is_file():
         return False
-    if stage == "inventory":
-        return job.manifest(stage).is_current(part, job.inventory_from())
-    if stage == "cuts":
-        made_from = job.cuts_from(_inventory_there(job))
-    else:
-        made_from = job.plan_from(_inventory_there(job))
-    return job.manifest(stage).is_current(part, made_from)
+    found = [f"{kind}/{MANIFEST}" for kind in KINDS if (job.out / kind).is_dir()]
+    try:
+        return is_current(job.out, job.made_from("samples"), found or [MANIFEST])
+    except StageError:
+        return False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,8 +230,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default=None, help="YAML of PrepareConfig")
-    parser.add_argument("--stage", choices=STAGES, help="only this stage")
+    parser.add_argument("--stage", choices=ORDER, help="only this stage")
     parser.add_argument("--part", help="I/N, of a stage; default: this SLURM array task's, or all")
+    parser.add_argument(
+        "--retry", action="store_true", help="try again what failed by time, memory or storage"
+    )
     parser.add_argument("--exclude", type=Path, help="folder that is not searched; default: --out")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds per file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -244,6 +243,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         path = find_config(args.config) if args.config else None
         config = load(PrepareConfig, path, args.overrides)
+        if args.stage and args.retry:
+            forget_failures(_job(args.source, args.out, config, args.timeout, args.exclude))
         if args.stage:
             part = Part.parse(args.part) if args.part else Part.of_array()
             where = (args.source, args.out, config, args.stage, part)
@@ -251,7 +252,8 @@ def main(argv: list[str] | None = None) -> int:
             return
         if args.part:
             raise StageError(f"--part {args.part}", "a part of no stage", fix="name its --stage")
-        ran = prepare(args.source, args.out, config, args.timeout, args.exclude)
+        where = (args.source, args.out, config, args.timeout, args.exclude)
+        ran = prepare(*where, retry=args.retry)
         print(("" if ran else "unchanged, nothing to do: ") + final_line(args.out))
 
     return exit_status(work)

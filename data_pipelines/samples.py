@@ -18,7 +18,7 @@ from data_pipelines.images import reduced, still_images
 from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord
 from data_pipelines.inventory.stage import as_record
 from data_pipelines.job import Job, skip
-from data_pipelines.manifests import Row
+from data_pipelines.manifests import GONE, Row
 from data_pipelines.plan import Place
 from data_pipelines.shards.writer import Sample
 from data_pipelines.signals import score_clip
@@ -26,6 +26,7 @@ from data_pipelines.store import SampleStore
 from data_pipelines.transcode import Clip, cut_clip
 from data_pipelines.workers import Failure
 from ovtrain.config.prepare import PrepareConfig
+from ovtrain.schema.errors import MediaError
 from ovtrain.schema.grid import PatchGrid
 from ovtrain.schema.sample import CLIP, ENERGY, IMAGE, META, Kind, SampleMeta
 
@@ -79,6 +80,7 @@ class FileSamples:
 def make_samples(task: FileTask) -> FileSamples:
     """All samples of a clip or picture. Raises MediaError."""
     record = task.record
+    check_unchanged(task.folder, record)
     picture = isinstance(record, PictureRecord)
     made = _picture_samples(task, record) if picture else _clip_samples(task, record)
     if task.config.dedup.near:
@@ -86,6 +88,16 @@ def make_samples(task: FileTask) -> FileSamples:
             payload = members[CLIP if kind == "video" else IMAGE]
             made.hashes[key] = look(kind, payload, task.config.frames)
     return made
+
+
+def check_unchanged(folder: Path, record: Record) -> None:
+    """Raises MediaError where a file is another one than the inventory saw."""
+    try:
+        stat = (folder / record.media.file).stat()
+    except OSError as error:
+        raise MediaError(record.path, f"{GONE} ({error.strerror})") from error
+    if (stat.st_size, stat.st_mtime_ns) != record.state:
+        raise MediaError(record.path, "changed since the inventory was taken")
 
 
 def _clip_samples(task: FileTask, record: VideoRecord) -> FileSamples:

@@ -17,6 +17,7 @@ from data_pipelines.shards.writer import Sample
 from ovtrain.schema.sample import Kind
 
 Row = dict[str, Any]
+ANEW = "delete .work and manifests/{samples,select,shards}, and run these stages again"
 
 
 class Stored(NamedTuple):
@@ -40,7 +41,7 @@ class SampleStore:
             raise StageError(
                 str(path),
                 f"{held} bytes, where its rows name {self._end}",
-                fix="delete the folders manifests/samples and .work, and run the stage again",
+                fix=ANEW,
             )
         self._file = open(path, "ab")  # noqa: SIM115 - closed by ``__exit__``
         self._file.truncate(self._end)
@@ -83,7 +84,6 @@ def read_sample(folder: Path, row: Mapping[str, Any]) -> Sample:
             offset, size, crc = place
             payload = os.pread(handle.fileno(), size, offset)
             if len(payload) != size or zlib.crc32(payload) != crc:
-                fix = "delete the folders manifests/samples and .work, and run the stage again"
-                raise StageError(f"{path}, {row['key']}.{name}", "not what was written", fix=fix)
+                raise StageError(f"{path}, {row['key']}.{name}", "not what was written", fix=ANEW)
             members[name] = payload
     return row["key"], members

@@ -20,6 +20,8 @@ from data_pipelines.inventory.media import MediaFile
 from data_pipelines.inventory.probe import video_stream
 from ovtrain.schema.errors import MediaError
 
+SHORTEST = 8
+"""Frames of the shortest scene."""
 WIDTH = 96
 """Pixels to which pictures are reduced first: cuts show, noise does not."""
 
@@ -46,7 +48,11 @@ def _cuts(container: InputContainer, stream: VideoStream, threshold: float) -> l
             found += _shown(graph)
     except InvalidDataError:
         pass
-    return [number for number in found if number]
+    cuts: list[int] = []
+    for number in found:  # of a fast scene the frames behind its first may count, too
+        if number - (cuts[-1] if cuts else 0) >= SHORTEST:
+            cuts.append(number)
+    return cuts
 
 
 def _shown(graph: Graph) -> list[int]:

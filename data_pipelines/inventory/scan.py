@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def scan(source: Path, exclude: Path | None = None, *, pictures: bool = True) ->
     ``exclude`` are left out, pictures without ``pictures``. Raises MediaError where ``source`` is
     missing or names no media."""
     if source.is_file() and source.suffix.lower() == ".csv":
-        listing = _read_list(source)
+        listing = _read_list(source, pictures)
     elif source.is_dir():
         listing = _walk(source, exclude, pictures)
     else:
@@ -115,24 +116,29 @@ def media_in(
     if not TAR_NAME.fullmatch(file):
         yield MediaFile(file, file)
         return
-    size = (folder / file).stat().st_size
+    size, seen = (folder / file).stat().st_size, set[str]()
     try:
         with tarfile.open(folder / file, mode="r:") as tar:
             for info in tar:
-                name = f"{file}/{info.name}"
+                name = f"{file}/{posixpath.normpath(info.name)}"
                 if not info.isreg() or not is_media(info.name, pictures):
                     continue
                 if info.offset_data + info.size > size:
                     skipped[name] = "its tar is cut short"
-                elif readable(info.name) != info.name or info.sparse:
+                elif readable(info.name) != info.name:
                     skipped[readable(name)] = "its path is not UTF-8"
+                elif info.sparse:
+                    skipped[name] = "a sparse member of a tar"
+                elif name in seen:
+                    skipped[f"{name} at {info.offset}"] = "its name stands twice in its tar"
                 else:
+                    seen.add(name)
                     yield MediaFile(name, file, info.offset_data, info.size)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         skipped[file] = f"not a readable tar from here on ({error})"
 
 
-def _read_list(path: Path) -> Listing:
+def _read_list(path: Path, pictures: bool) -> Listing:
     """Raises MediaError where the list has no header; a bad row is skipped by its number."""
     listing = Listing(path.parent)
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
@@ -147,7 +153,7 @@ def _read_list(path: Path) -> Listing:
         for row in _rows(table, path):
             cells = {(name or "").strip(): (cell or "") for name, cell in row.items() if name}
             try:
-                name, span = _row(listing.folder, cells)
+                name, span = _row(listing.folder, cells, pictures)
             except ValueError as error:
                 listing.skipped[f"{path.name}, line {table.line_num}"] = f"bad row ({error})"
                 continue
@@ -163,12 +169,12 @@ def _rows(table: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
         raise MediaError(f"{path}, line {table.line_num}", f"not a list ({error})") from error
 
 
-def _row(folder: Path, cells: dict[str, str]) -> tuple[str, Span]:
+def _row(folder: Path, cells: dict[str, str], pictures: bool) -> tuple[str, Span]:
     """Raises ValueError with what is wrong."""
     name = cells["path"].strip()
     if not name:
         raise ValueError("no path")
-    reason = why_not(folder / name)
+    reason = why_not(folder / name, pictures)
     if reason:
         raise ValueError(f"{readable(name)}: {reason}")
     if TAR_NAME.fullmatch(name):

@@ -47,6 +47,9 @@ def index_tar(path: Path, kind: Kind) -> ShardIndex:
         with tarfile.open(path, mode="r:") as tar:
             for member in tar:
                 key, _, name = member.name.partition(".")
+                if name in places.get(key, {}):
+                    found = f"{member.name} twice"
+                    raise ManifestError(str(path), found, fix="write the shards again")
                 payload = tar.extractfile(member)
                 crc = zlib.crc32(payload.read() if payload else b"")
                 places.setdefault(key, {})[name] = (member.offset_data, member.size, crc)

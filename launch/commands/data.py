@@ -13,6 +13,9 @@ from launch.commands.options import job_arguments, overrides, run_job
 @click.option("--config", help="PrepareConfig YAML, a path or a shipped name.")
 @click.option("--stage", help="Only this stage: inventory, cuts, plan, samples, select, ...")
 @click.option("--part", help="I/N of a stage; in a SLURM array each task does its own.")
+@click.option("--retry", is_flag=True, help="Try again what failed by time, memory or storage.")
+@click.option("--timeout", type=float, help="Seconds that a file may take; default 300.")
+@click.option("--exclude", help="Folder that is not searched; default: --out.")
 @overrides
 def prepare(
     source: str,
@@ -20,10 +23,15 @@ def prepare(
     config: str | None,
     stage: str | None,
     part: str | None,
+    retry: bool,
+    timeout: float | None,
+    exclude: str | None,
     overrides: tuple[str, ...],
 ) -> int:
     """Videos, pictures, tars of them or a .csv list -> clips -> energy -> shards."""
-    extra = [*(("--stage", stage) if stage else ()), *(("--part", part) if part else ())]
+    given = {"--stage": stage, "--part": part, "--timeout": timeout, "--exclude": exclude}
+    extra = [word for name, value in given.items() if value for word in (name, str(value))]
+    extra += ["--retry"] if retry else []
     return run_job("data_pipelines.prepare", job_arguments(source, out, config, overrides, *extra))
 
 

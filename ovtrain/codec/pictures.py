@@ -63,7 +63,20 @@ def decode_image(data: bytes, where: str, *, upright: bool = False) -> Pixels:
     with _opened(data, where) as image:
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(_rgb(image, where))
+
+
+def _rgb(image: Image.Image, where: str) -> Image.Image:
+    """As it is to be seen: sixteen bits brought to eight, what is see-through laid on white."""
+    if image.mode == "F":
+        raise MediaError(where, "not a readable picture (its samples are floats)")
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(deep.astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
 
 
 def check_size(width: int, height: int, where: str) -> None:

@@ -92,7 +92,7 @@ class DedupConfig:
 @dataclass(frozen=True)
 class OcrConfig:
     """Words that an OCR engine read on pictures; those pictures become documents, the words their
-    labels (docs/data_format.md, "Words on pictures").
+    labels (docs/preparation.md, "Words on pictures").
 
     words          a .jsonl file, or a folder of them; "" = no documents.
     vocabulary     vocabulary.txt of another preparation to label with; "" builds one.

@@ -81,7 +81,12 @@ def test_words_of_several_documents_become_labels(source: Path, tmp_path: Path):
         "café",
     ]
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["documents"] == {"documents": 5, "unlabelled": 1, "classes": 4}
+    assert summary["documents"] == {
+        "documents": 5,
+        "unlabelled": 1,
+        "classes": 4,
+        "unused_lines": 1,
+    }
     assert summary["samples"] == {"image": 1, "document": 5}
     for sample in dataset(out / "document"):
         assert json.loads(sample["json"])["kind"] == "document"

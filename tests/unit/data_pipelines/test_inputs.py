@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -93,8 +94,7 @@ def test_tars_of_img2dataset_give_their_pictures_and_videos(clips: Path, tmp_pat
         verify(out / kind)
 
 
-def test_a_crash_on_one_member_costs_no_other(clips: Path, tmp_path: Path):
-    """Members are probed one by one; a tar is no unit of failure."""
+def test_members_of_tars_are_read_in_place(tmp_path: Path):
     tar(tmp_path / "a.tar", {f"{n}.jpg": encoded(picture(40, 40, n)) for n in range(3)})
     found = list(media_in(tmp_path, "a.tar", {}))
     assert [one.name for one in found] == ["a.tar/0.jpg", "a.tar/1.jpg", "a.tar/2.jpg"]
@@ -134,6 +134,98 @@ def test_pictures_are_reduced_turned_upright_and_kept_where_nothing_is_to_do(tmp
     assert ShardManifest.read(out / "image").height == 112
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["pictures"], summary["kept"]) == (5, 1)
+
+
+def test_derived_keys_do_not_collide(tmp_path: Path):
+    """Clips and stills of one file get keys that others could have by their names."""
+    source = tmp_path / "in"
+    source.mkdir()
+    write_h264(source / "a.mp4", 60)
+    write_h264(source / "a-c0.mp4", 40)
+    (source / "a-c0-f08.png").write_bytes(encoded(picture(120, 120), "PNG"))
+    assert prepare(source, tmp_path / "out", replace(PREPARE, clips_per_video=2))
+    assert verify(tmp_path / "out/video").samples == 4
+    assert verify(tmp_path / "out/image").samples == 9
+
+
+def numbered(path: Path, codec: str, frames: int, times: list[int] | None = None) -> None:
+    """A video that shows its frames' numbers, as bits."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 112, "yuv420p"
+        stream.codec_context.gop_size = 50
+        for t in range(frames):
+            bits = [t >> bit & 1 for bit in range(10)]
+            row = np.repeat(np.array(bits, np.uint8) * 200 + 20, 16)
+            shown = np.repeat(row[None, :, None], 112, 0).repeat(3, 2)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), "rgb24")
+            frame.pts = times[t] if times else t
+            frame.time_base = Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def shown(clip: bytes) -> int:
+    """The number that the first frame of a centre-cropped clip shows: bits 2 to 7 of it."""
+    columns = luma(clip)[0][56].astype(int)  # of 160 the middle 112: columns 24 to 136
+    bits = {
+        bit: columns[16 * bit - 24 + 4 : 16 * bit - 24 + 12].mean() > 110 for bit in range(2, 8)
+    }
+    return sum(1 << bit for bit, set_there in bits.items() if set_there)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.ts", "libx264"),
+        ("b.ts", "mpeg2video"),
+        ("a.mpg", "mpeg2video"),
+        ("a.h264", "libx264"),
+    ],
+)
+def test_late_places_show_the_frames_that_they_name(tmp_path: Path, name: str, codec: str):
+    """Wherever a container's seeking leads."""
+    (tmp_path / "in").mkdir()
+    numbered(tmp_path / "in" / name, codec, 420)
+    source = listed(tmp_path / "in", f"{name},14,")
+    assert prepare(source, tmp_path / "out", STILLS)
+    (sample,) = samples(tmp_path / "out", "video").values()
+    assert shown(sample["mp4"]) == 350 & 0b11111100
+
+
+def test_listed_times_hold_where_the_rate_varies(tmp_path: Path):
+    """A hundred frames at 25 a second, then one every four of that."""
+    (tmp_path / "in").mkdir()
+    times = [t if t < 100 else 100 + 4 * (t - 100) for t in range(200)]
+    numbered(tmp_path / "in/a.mp4", "libx264", 200, times)
+    source = listed(tmp_path / "in", "a.mp4,10,")  # 250 / 25: frame 100 + (250 - 100) / 4
+    assert prepare(source, tmp_path / "out", STILLS)
+    (sample,) = samples(tmp_path / "out", "video").values()
+    assert abs(shown(sample["mp4"]) - 136) <= 4
+
+
+def test_pictures_of_all_depths_show_what_is_on_them(tmp_path: Path):
+    """Sixteen bits are not clipped, and what is see-through lies on white."""
+    source = tmp_path / "in"
+    source.mkdir()
+    deep = np.full((112, 112), 128 * 256, np.uint16)
+    Image.fromarray(deep).save(source / "deep.png")
+    clear = np.zeros((112, 112, 4), np.uint8)
+    clear[40:60, 40:60, 3] = 255
+    Image.fromarray(clear).save(source / "clear.png")
+    Image.fromarray(np.full((112, 112), 0.5, np.float32)).save(source / "float.tif")
+    assert prepare(source, tmp_path / "out", STILLS)
+    found = {
+        key: np.asarray(Image.open(io.BytesIO(one["jpg"])))
+        for key, one in samples(tmp_path / "out", "image").items()
+    }
+    assert set(found) == {"deep", "clear"}
+    assert abs(int(found["deep"].mean()) - 128) <= 1
+    assert found["clear"][10, 10].min() > 250
+    assert found["clear"][50, 50].max() < 5
+    assert "float.tif" in skipped(tmp_path / "out")
 
 
 def listed(folder: Path, *lines: str, head: str = "path,start,end") -> Path:

@@ -4,15 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_pipelines.job import ORDER
 from data_pipelines.manifests import Journal, Manifest, Part, StageError
-from data_pipelines.prepare import STAGES, main, prepare, prepare_part
+from data_pipelines.prepare import main, prepare, prepare_part
+from ovtrain.config.prepare import DedupConfig
+from ovtrain.schema.errors import MediaError
 
-from .conftest import PREPARE
+from .conftest import PREPARE, write_h264
 
 OUTPUTS = ("inventory.jsonl", "skipped.jsonl", "duplicates.jsonl", "video", "image")
 
@@ -29,7 +33,7 @@ def test_an_array_of_tasks_gives_what_one_command_gives(
 ):
     videos = (prepared / "videos").read_text()
     settings = ["size=112", "frames=32", "samples_per_shard=3", "workers=1", "preset=ultrafast"]
-    for stage in STAGES:
+    for stage in ORDER:
         for number in reversed(range(tasks)):  # in any order, from any first number
             monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number + 5))
             monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "5")
@@ -86,8 +90,8 @@ def write(manifest: Manifest, part: Part, items: list[str], stop: int = 99) -> l
     """Do a part, an exception at the ``stop``-th item of it; the items that were done."""
     done: list[str] = []
 
-    def make(_: Journal, mine: list[tuple[int, str]]):
-        for number, item in reversed(mine):
+    def make(_: Journal, mine: Iterator[tuple[int, str]]):
+        for number, item in reversed(list(mine)):
             if len(done) == stop:
                 raise KeyboardInterrupt
             done.append(item)
@@ -104,19 +108,23 @@ def test_a_part_goes_on_behind_the_items_that_are_done(tmp_path: Path):
     journal = manifest.folder / "part-00001-of-00002.jsonl.partial"
     with open(journal, "a") as handle:
         handle.write('{"item": 3, "val')  # a line that was cut short
-    assert not manifest.is_current(Part(1, 2), "these")
+    assert not manifest.is_there(Part(1, 2), "these")
     assert write(manifest, Part(1, 2), items) == ["d", "b"]
     assert write(manifest, Part(0, 2), items) == ["g", "e", "c", "a"]
     assert [row["value"] for row in manifest.rows()] == items
-    assert manifest.is_current(Part(1, 2), "these")
-    assert not manifest.is_current(Part(1, 2), "others")
+    assert manifest.is_there(Part(1, 2), "these")
+    assert not manifest.is_there(Part(1, 2), "others")
 
 
 def test_another_split_replaces_the_parts_of_before(tmp_path: Path):
     manifest = Manifest(tmp_path, "stage")
     for number in range(3):
         write(manifest, Part(number, 3), list("abcd"))
-    write(manifest, Part(), list("ab"))
+    with pytest.raises(StageError, match=r"split in 3 parts already.*--part 0/3"):
+        write(manifest, Part(), list("ab"))
+    assert manifest.is_there(Part(), "these")
+    rows = lambda _, items: ((n, {"value": item}) for n, item in items)  # noqa: E731
+    manifest.write(Part(), "those", list("ab"), rows)
     assert [path.name for path in manifest.folder.iterdir()] == ["part-00000-of-00001.jsonl"]
     assert [row["value"] for row in manifest.rows()] == ["a", "b"]
 
@@ -155,6 +163,99 @@ def test_a_part_is_written_by_one_process_at_a_time(tmp_path: Path):
             Journal.open(path, "these")
         holder.communicate("")
     Journal.open(path, "these").__exit__()
+
+
+def test_thousands_of_parts_are_merged(tmp_path: Path):
+    manifest, items = Manifest(tmp_path, "stage"), [str(n) for n in range(3000)]
+    for number in range(1500):
+        write(manifest, Part(number, 1500), items)
+    assert [row["value"] for row in manifest.rows()] == items
+
+
+def test_the_content_of_a_manifest_is_that_of_its_rows_however_split(tmp_path: Path):
+    contents = set()
+    for count in (1, 3):
+        manifest = Manifest(tmp_path / str(count), "stage")
+        for number in range(count):
+            write(manifest, Part(number, count), list("abcd"))
+        contents.add(manifest.content())
+    other = Manifest(tmp_path / "other", "stage")
+    write(other, Part(), list("abce"))
+    assert len(contents) == 1
+    assert other.content() not in contents
+
+
+def test_stages_that_read_other_rows_are_made_again(tmp_path: Path):
+    """The inventory is taken twice, and finds another rate the second time."""
+    videos, out = tmp_path / "in", tmp_path / "out"
+    videos.mkdir()
+    write_h264(videos / "a.mp4", 40)
+    for stage in ("inventory", "plan", "samples"):
+        prepare_part(videos, out, PREPARE, stage, Part())
+    assert "there already" in prepare_part(videos, out, PREPARE, "samples", Part())
+    path = out / "manifests/inventory" / Part().file
+    made_from = Manifest(out, "inventory").made_from()
+    row = next(Manifest(out, "inventory").rows())
+    row["media"][0]["fps"] = 24.0
+    path.unlink()
+    with Journal.open(path.with_name(path.name + ".partial"), made_from) as journal:
+        journal.add(row.pop("item"), row)
+    prepare_part(videos, out, PREPARE, "inventory", Part())
+    with pytest.raises(StageError, match="run --stage plan again"):
+        prepare_part(videos, out, PREPARE, "samples", Part())
+    assert "done" in prepare_part(videos, out, PREPARE, "plan", Part())
+
+
+def test_what_changed_or_went_since_the_inventory_is_named_and_may_be_tried_again(tmp_path: Path):
+    videos, out = tmp_path / "in", tmp_path / "out"
+    videos.mkdir()
+    for name in ("a", "b", "c"):
+        write_h264(videos / f"{name}.mp4", 40)
+    config = replace(PREPARE, images_per_clip=0, dedup=DedupConfig(exact=False))
+    for stage in ("inventory", "plan"):
+        prepare_part(videos, out, config, stage, Part())
+    gone = (videos / "b.mp4").rename(tmp_path / "b.mp4")
+    write_h264(videos / "a.mp4", 50)
+    for stage in ORDER[3:]:
+        prepare_part(videos, out, config, stage, Part())
+    skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert {row["file"]: row["reason"].split(" (")[0] for row in skipped} == {
+        "a.mp4": "changed since the inventory was taken",
+        "b.mp4": "not there any more",
+    }
+    gone.rename(videos / "b.mp4")
+    assert prepare(videos, out, config, retry=True)
+    assert (out / "skipped.jsonl").read_text() == ""
+    assert not prepare(videos, out, config, retry=True)
+
+
+def test_a_failure_that_may_pass_is_tried_again_in_its_stage(tmp_path: Path):
+    manifest = Manifest(tmp_path, "stage")
+
+    def make(_: Journal, items: Iterator[tuple[int, str]]):
+        for number, item in items:
+            failed = item in tried
+            yield number, {"skipped": [[item, "timed out (5 s)"]]} if failed else {"value": item}
+
+    tried = {"b"}
+    manifest.write(Part(), "these", list("abc"), make)
+    assert manifest.forget_failures() == 1
+    tried.clear()
+    manifest.write(Part(), "these", list("abc"), make)
+    assert [row["value"] for row in manifest.rows()] == ["a", "b", "c"]
+    assert manifest.forget_failures() == 0
+
+
+def test_a_refused_command_leaves_a_finished_preparation_finished(tmp_path: Path):
+    videos, out = tmp_path / "in", tmp_path / "out"
+    videos.mkdir()
+    write_h264(videos / "a.mp4", 40)
+    assert prepare(videos, out, PREPARE)
+    with pytest.raises(StageError):
+        prepare_part(videos, out, replace(PREPARE, crf=30), "select", Part())
+    assert not prepare(videos, out, PREPARE)
+    with pytest.raises(MediaError, match="no such folder"):
+        prepare_part(tmp_path / "elsewhere", out, PREPARE, "samples", Part())
 
 
 def test_rows_say_what_they_came_from(prepared: Path):

@@ -8,11 +8,12 @@ import av
 import numpy as np
 import pytest
 
+from data_pipelines.frames import Frames, read_frames
 from data_pipelines.inventory.media import MediaFile
 from data_pipelines.inventory.probe import VideoRecord
 from data_pipelines.inventory.probe import probe as probe_media
-from data_pipelines.plan import places
-from data_pipelines.transcode import cut_clip, passes_through, read_frames
+from data_pipelines.plan import Place, places
+from data_pipelines.transcode import cut_clip, passes_through
 from ovtrain.schema.errors import MediaError
 
 from .conftest import PREPARE, write_h264
@@ -22,6 +23,11 @@ def probe(folder: Path, name: str) -> VideoRecord:
     record = probe_media(folder, MediaFile(name, name))
     assert isinstance(record, VideoRecord)
     return record
+
+
+def read(path: Path, start: int, count: int, size: int) -> Frames:
+    place = Place(start, count)
+    return read_frames(path.parent, probe(path.parent, path.name), place, count, size)
 
 
 def test_the_record_tells_what_the_file_is(tmp_path: Path):
@@ -63,7 +69,7 @@ def test_a_file_without_video_is_a_media_error(tmp_path: Path):
 
 def test_a_clip_holds_the_frames_from_its_start(tmp_path: Path):
     write_h264(tmp_path / "a.mp4", frames=100)
-    levels = read_frames(tmp_path / "a.mp4", 37, 8, 25.0, 96)[:, 10, 10].astype(int)
+    levels = read(tmp_path / "a.mp4", 37, 8, 96)[:, 10, 10].astype(int)
     # Limited range: grey level g is luma 16 + g * 219 / 255.
     expected = 16 + 2 * np.arange(37, 45) * 219 / 255
     assert np.abs(levels - expected).max() < 2
@@ -71,9 +77,9 @@ def test_a_clip_holds_the_frames_from_its_start(tmp_path: Path):
 
 def test_a_late_clip_is_reached_by_seeking_to_the_same_frames(tmp_path: Path, monkeypatch):
     write_h264(tmp_path / "a.mp4", frames=120)
-    decoded = read_frames(tmp_path / "a.mp4", 70, 8, 25.0, 96)
-    monkeypatch.setattr("data_pipelines.transcode.SEEK_FRAMES", 10)
-    assert np.array_equal(read_frames(tmp_path / "a.mp4", 70, 8, 25.0, 96), decoded)
+    decoded = read(tmp_path / "a.mp4", 70, 8, 96)
+    monkeypatch.setattr("data_pipelines.frames.SEEK_FRAMES", 10)
+    assert np.array_equal(read(tmp_path / "a.mp4", 70, 8, 96), decoded)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +87,7 @@ def test_a_late_clip_is_reached_by_seeking_to_the_same_frames(tmp_path: Path, mo
 )
 def test_rotation_metadata_turns_the_picture_upright(tmp_path: Path, rotation: int, dark: str):
     write_h264(tmp_path / "a.mp4", frames=8, rotation=rotation)
-    luma = read_frames(tmp_path / "a.mp4", 0, 8, 25.0, 96)[0, :96].astype(int)
+    luma = read(tmp_path / "a.mp4", 0, 8, 96)[0, :96].astype(int)
     sides = {
         "left": luma[:, :30],
         "right": luma[:, -30:],

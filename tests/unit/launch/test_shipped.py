@@ -111,3 +111,7 @@ def test_the_preparation_script_runs_everything_or_an_array_of_one_stage():
     assert whole.returncode == 2
     assert "an array does one stage" in whole.stderr
     assert prepare_script("in").returncode != 0
+    for words in (["--stage", "plan"], ["crf=20"]):
+        found = prepare_script("in", "out", *words).stdout.strip()
+        call = "-m launch.cli prepare in --out out --config prepare/default workers=2"
+        assert found == f"{call} {' '.join(words)}"
