@@ -34,6 +34,7 @@ from ovtrain.schema.manifest import ShardIndex, ShardInfo, ShardManifest, finger
 from ovtrain.schema.sample import MEMBERS
 
 REPORT = "repair.json"
+ASKED = "asked for (--drop)"
 TAR_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError)
 
 
@@ -62,13 +63,16 @@ def repair(
     """Repair ``folder``; what was done, or with ``dry_run`` what would be."""
     manifest = ShardManifest.read(folder)
     done = Repair()
-    unwanted = dict.fromkeys(drop, "asked for (--drop)")
+    unwanted = dict.fromkeys(drop, ASKED)
     shards, keys = list[ShardInfo](), list[str]()
     for shard in manifest.shards:
         kept = _repair_shard(folder, shard, manifest, unwanted, done, dry_run)
         if kept is not None:
             shards.append(kept[0])
             keys += kept[1]
+    if not shards:
+        fix = "prepare these samples again"
+        raise ManifestError(str(folder), "no sample would be left", fix=fix)
     if not dry_run and done.any():
         fixed = replace(manifest, shards=tuple(shards), fingerprint=fingerprint(keys))
         write_manifest(folder, fixed)
@@ -261,6 +265,9 @@ def main(argv: list[str] | None = None) -> int:
         done = repair(args.folder, media=args.media, drop=drop, dry_run=dry, workers=args.workers)
         for name, reason in sorted(done.dropped.items()):
             print(f"{'would drop' if dry else 'dropped'} {name}: {reason}")
+        unknown = len(drop) - sum(reason == ASKED for reason in done.dropped.values())
+        if unknown:
+            print(f"{unknown} names of {args.drop} are no samples here")
         counts = {name: len(found) for name, found in vars(done).items() if found}
         said = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing to repair"
         print(f"{args.folder}: {said}" + (" (nothing was changed)" if dry else ""))
