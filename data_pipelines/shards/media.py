@@ -13,14 +13,13 @@ from av.error import FFmpegError
 from data_pipelines.inventory.probe import video_stream
 from data_pipelines.progress import Progress
 from data_pipelines.workers import Failure, Workers
+from ovtrain.codec.decoded import STRICT
 from ovtrain.codec.pictures import decode_image
 from ovtrain.schema.errors import MediaError
 from ovtrain.schema.manifest import ShardIndex, ShardManifest
 from ovtrain.schema.sample import CLIP, IMAGE, MEMBERS
 
 TIMEOUT_S = 60.0
-STRICT = {"err_detect": "crccheck+explode"}
-"""A decoder that goes on over damage says nothing of it otherwise."""
 
 
 @dataclass(frozen=True)

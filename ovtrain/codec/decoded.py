@@ -33,6 +33,9 @@ from ovtrain.codec.kernels import Luma
 from ovtrain.schema.errors import CodecError, MediaError
 
 Media = str | Path | bytes | BinaryIO
+STRICT = {"err_detect": "crccheck+explode"}
+"""What the decoder can tell of damage is an error; else it goes on with wrong pixels. Checksums are
+compared where the bitstream holds some."""
 FIX = "check the file with ffprobe, or leave it out"
 PLANAR_LUMA = ("yuv", "gray", "nv12", "nv21")
 """Starts of the pixel formats whose first plane is the luma as the codec stores it."""

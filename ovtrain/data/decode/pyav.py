@@ -10,13 +10,9 @@ import av.video.reformatter
 import numpy as np
 from av.video.frame import VideoFrame
 
-from ovtrain.codec.decoded import Media, media_name, opened
+from ovtrain.codec.decoded import STRICT, Media, media_name, opened
 from ovtrain.data.pixels import Pixels
 from ovtrain.schema.errors import MediaError
-
-STRICT = {"err_detect": "crccheck+explode"}
-"""What the decoder can tell of damage is an error; else it goes on with wrong pixels. Checksums are
-compared where the bitstream holds some."""
 
 
 def decode_clip(data: bytes, where: str, indices: Sequence[int] | None = None) -> Pixels:
