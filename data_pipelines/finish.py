@@ -12,7 +12,8 @@ from typing import Any
 
 from data_pipelines.documents import label_documents, pages
 from data_pipelines.job import WORK, Job
-from data_pipelines.manifests import MANIFESTS, Row
+from data_pipelines.journal import Row
+from data_pipelines.manifests import MANIFESTS
 from data_pipelines.samples import FileReport
 from data_pipelines.shards.writer import write_manifest
 from data_pipelines.viz import write_panels

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_pipelines.inventory.scan import Listing, scan
-from data_pipelines.manifests import Manifest, Row, StageError
+from data_pipelines.journal import Row, StageError
+from data_pipelines.manifests import Manifest
 from data_pipelines.progress import Progress
 from data_pipelines.stages import file_state, fingerprint
 from data_pipelines.workers import Failure, Workers

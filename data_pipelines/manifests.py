@@ -12,30 +12,19 @@ was cut short goes on behind them.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import heapq
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
-from ovtrain.schema.errors import OvtrainError
+from data_pipelines.journal import DIGESTS, Journal, Row, StageError, read_header, read_rows
 from ovtrain.schema.isolated import DIED, OUT_OF_MEMORY, TIMED_OUT, category
 
 MANIFESTS = "manifests"
 PARTIAL = ".partial"
-HEAD = 128
-"""Bytes of the first line."""
-LINES = 256
-"""Rows that are read at a time."""
-DIGESTS = 1 << 128
 GONE = "not there any more"
 """Of a file that was there when the inventory was taken."""
 PASSING = frozenset({TIMED_OUT, DIED, OUT_OF_MEMORY, GONE})
@@ -43,12 +32,7 @@ PASSING = frozenset({TIMED_OUT, DIED, OUT_OF_MEMORY, GONE})
 PART = re.compile(r"(\d+)/(\d+)")
 FILE = re.compile(r"part-(\d{5})-of-(\d{5})\.jsonl")
 
-Row = dict[str, Any]
 Item = TypeVar("Item")
-
-
-class StageError(OvtrainError):
-    """A stage is asked for whose input is not there, or was made from something else."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +93,14 @@ class Manifest:
         if part == Part():
             found = _split(self.folder)
             whole = bool(found) and len(found) == _count(found[0].name)
-            return whole and all(_header(path)["made_from"] == made_from for path in found)
+            return whole and all(read_header(path)["made_from"] == made_from for path in found)
         path = self.folder / part.file
-        return path.is_file() and _header(path)["made_from"] == made_from
+        return path.is_file() and read_header(path)["made_from"] == made_from
 
     def made_from(self) -> str:
         """What all parts were made from. Raises StageError where parts are missing or differ."""
         paths = self._parts()
-        found = {path.name: _header(path)["made_from"] for path in paths}
+        found = {path.name: read_header(path)["made_from"] for path in paths}
         if len(set(found.values())) > 1:
             first = found[paths[0].name]
             others = [name for name, value in found.items() if value != first]
@@ -129,12 +113,12 @@ class Manifest:
 
     def content(self) -> str:
         """Hash of what all rows say, whatever the split. Raises StageError."""
-        digests = (int(_header(path)["digest"], 16) for path in self._parts())
+        digests = (int(read_header(path)["digest"], 16) for path in self._parts())
         return f"{sum(digests) % DIGESTS:032x}"
 
     def rows(self) -> Iterator[Row]:
         """All rows in the order of their items. Raises StageError where a part is missing."""
-        return heapq.merge(*map(_lines, self._parts()), key=lambda row: row["item"])
+        return heapq.merge(*map(read_rows, self._parts()), key=lambda row: row["item"])
 
     def _parts(self) -> list[Path]:
         found = {path.name: path for path in _split(self.folder)}
@@ -180,7 +164,7 @@ class Manifest:
 
     def _check_split(self, part: Part, made_from: str) -> None:
         for path in _split(self.folder):
-            if _count(path.name) != part.count and _header(path)["made_from"] == made_from:
+            if _count(path.name) != part.count and read_header(path)["made_from"] == made_from:
                 number = f"{part.number}/{_count(path.name)}"
                 raise StageError(
                     str(self.folder),
@@ -193,12 +177,12 @@ class Manifest:
         run; how many there are."""
         count = 0
         for path in _split(self.folder):
-            rows = list(_lines(path))
+            rows = list(read_rows(path))
             kept = [row for row in rows if not may_be_retried(row)]
             if len(kept) < len(rows):
                 partial = path.with_name(path.name + PARTIAL)
                 partial.unlink(missing_ok=True)
-                with Journal.open(partial, _header(path)["made_from"]) as journal:
+                with Journal.open(partial, read_header(path)["made_from"]) as journal:
                     for row in kept:
                         journal.add(row.pop("item"), row)
                 path.unlink()
@@ -220,148 +204,3 @@ def _split(folder: Path) -> list[Path]:
 
 def _count(name: str) -> int:
     return int(name.split("-of-")[1][:5])
-
-
-class Journal:
-    """The lines of a part under way; ``rows``: those that an earlier try left; ``done``: their
-    items; ``open_beside``: what is closed with it."""
-
-    def __init__(self, path: Path, made_from: str, rows: list[Row], handle: IO[bytes]) -> None:
-        self.path, self._made_from, self._handle = path, made_from, handle
-        self.rows = rows
-        self.done = {int(row["item"]) for row in rows}
-        self.open_beside = ExitStack()
-        self._digest = sum(map(_digest, rows)) % DIGESTS
-        self._last, self._sorted = -1, True
-        for row in rows:
-            self._note(row["item"])
-
-    @classmethod
-    def open(cls, path: Path, made_from: str) -> Journal:
-        """Go on behind the whole lines of a part that was made from the same, or begin."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        handle = open(path, "r+b")  # noqa: SIM115 - closed by ``__exit__``
-        try:
-            _lock(handle, path)
-        except StageError:
-            handle.close()
-            raise
-        rows, end = _whole_lines(handle, made_from)
-        handle.truncate(end)
-        handle.seek(end)
-        journal = cls(path, made_from, rows, handle)
-        if not end:
-            handle.write(journal._head())
-        return journal
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.open_beside.close()
-        self._handle.close()
-
-    def add(self, number: int, row: Row) -> None:
-        row = {"item": number, **row}
-        self._note(number)
-        self._digest = (self._digest + _digest(row)) % DIGESTS
-        self._handle.write(_line(row))
-        self._handle.flush()
-
-    def finish(self, path: Path) -> None:
-        """All rows are there: give them their order, their digest, their name."""
-        self._handle.flush()
-        if not self._sorted:
-            rows = sorted(_lines(self.path), key=lambda row: row["item"])
-            self._handle.seek(HEAD)
-            self._handle.writelines(map(_line, rows))
-        self._handle.seek(0)
-        self._handle.write(self._head())
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        os.replace(self.path, path)
-
-    def _note(self, number: int) -> None:
-        self._sorted = self._sorted and number > self._last
-        self._last = number
-
-    def _head(self) -> bytes:
-        """The first line; always as long, so that it can be written over."""
-        head = json.dumps({"made_from": self._made_from, "digest": f"{self._digest:032x}"})
-        return head.ljust(HEAD - 1).encode() + b"\n"
-
-
-def _digest(row: Row) -> int:
-    """Of one row, and to be added to those of others."""
-    return int.from_bytes(blake2b(json.dumps(row).encode(), digest_size=16).digest())
-
-
-def _lock(handle: IO[bytes], path: Path) -> None:
-    """Held until the file is closed. Raises StageError where another process writes this part."""
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            fix = "wait for it, or stop it: this part goes on where it was"
-            raise StageError(str(path), "another process works on this part", fix=fix) from None
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
-            raise
-
-
-def _header(path: Path) -> dict[str, str]:
-    """Raises StageError where the first line is none."""
-    with open(path, encoding="utf-8", errors="replace") as handle:
-        found = _parsed(handle.readline())
-    if found is None or not {"made_from", "digest"} <= set(found):
-        raise StageError(f"{path}, line 1", "not a manifest", fix="delete it, run its part again")
-    return found
-
-
-def _parsed(line: str) -> Row | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    """Rows of a part, some at a time: thousands of parts are read together, not all open."""
-    at, number = HEAD, 1
-    while True:
-        with open(path, "rb") as handle:
-            handle.seek(at)
-            lines = list(islice(handle, LINES))
-        if not lines:
-            return
-        for line in lines:
-            at, number = at + len(line), number + 1
-            row = _parsed(line.decode(errors="replace"))
-            if row is None:
-                fix = "delete the file, run its part again"
-                raise StageError(f"{path}, line {number}", "not a row", fix=fix)
-            yield row
-
-
-def _whole_lines(handle: IO[bytes], made_from: str) -> tuple[list[Row], int]:
-    """Rows of a part that was cut short, and the bytes they take, the first line included. Read
-    through the handle that holds the lock: closing another one would let go of it."""
-    rows: list[Row] = []
-    handle.seek(0)
-    head = handle.readline()
-    found = _parsed(head.decode(errors="replace"))
-    if len(head) != HEAD or found is None or found.get("made_from") != made_from:
-        return [], 0
-    end = HEAD
-    for line in handle:
-        row = _parsed(line.decode(errors="replace")) if line.endswith(b"\n") else None
-        if row is None:
-            break
-        rows.append(row)
-        end += len(line)
-    return rows, end
-
-
-def _line(row: Row) -> bytes:
-    return json.dumps(row).encode() + b"\n"

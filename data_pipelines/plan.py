@@ -18,7 +18,7 @@ from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord
 from data_pipelines.inventory.scan import Span
 from data_pipelines.inventory.stage import as_row
 from data_pipelines.job import skip
-from data_pipelines.manifests import Row
+from data_pipelines.journal import Row
 from ovtrain.config.prepare import FilterConfig, PrepareConfig
 from ovtrain.schema.sample import Kind, key_hash
 

@@ -45,7 +45,8 @@ from data_pipelines.documents import pages, read_vocabulary
 from data_pipelines.finish import clean, final_line, finish
 from data_pipelines.inventory.stage import cuts_rows, inventory_rows, records, videos
 from data_pipelines.job import ORDER, WORK, Job
-from data_pipelines.manifests import Journal, Part, Row, StageError, may_be_retried
+from data_pipelines.journal import Journal, Row, StageError
+from data_pipelines.manifests import Part, may_be_retried
 from data_pipelines.plan import plan_rows
 from data_pipelines.samples import sample_rows
 from data_pipelines.shards.stage import select_rows, shard_rows

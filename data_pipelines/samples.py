@@ -18,7 +18,8 @@ from data_pipelines.images import reduced, still_images
 from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord
 from data_pipelines.inventory.stage import as_record
 from data_pipelines.job import Job, skip
-from data_pipelines.manifests import GONE, Row
+from data_pipelines.journal import Row
+from data_pipelines.manifests import GONE
 from data_pipelines.plan import Place
 from data_pipelines.shards.writer import Sample
 from data_pipelines.signals import score_clip

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from data_pipelines.manifests import StageError
+from data_pipelines.journal import StageError
 from data_pipelines.shards.writer import Sample
 from ovtrain.schema.sample import Kind
 

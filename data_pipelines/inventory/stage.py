@@ -12,7 +12,7 @@ from data_pipelines.inventory.media import MediaFile
 from data_pipelines.inventory.probe import PictureRecord, Record, VideoRecord, probe
 from data_pipelines.inventory.scan import Span, media_in
 from data_pipelines.job import Job, skip
-from data_pipelines.manifests import Row
+from data_pipelines.journal import Row
 from data_pipelines.workers import Failure
 
 

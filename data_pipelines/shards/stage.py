@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines.dedup.looks import alike
 from data_pipelines.job import WORK, Job
-from data_pipelines.manifests import Row, StageError
+from data_pipelines.journal import Row, StageError
 from data_pipelines.shards.writer import write_shard
 from data_pipelines.store import read_sample
 from data_pipelines.workers import Failure

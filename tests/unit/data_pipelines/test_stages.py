@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.job import ORDER
-from data_pipelines.manifests import Journal, Manifest, Part, StageError
+from data_pipelines.journal import Journal, StageError
+from data_pipelines.manifests import Manifest, Part
 from data_pipelines.prepare import main, prepare, prepare_part
 from ovtrain.config.prepare import DedupConfig
 from ovtrain.schema.errors import MediaError
@@ -150,7 +151,7 @@ def test_a_damaged_manifest_names_its_line(tmp_path: Path):
 def test_a_part_is_written_by_one_process_at_a_time(tmp_path: Path):
     path = tmp_path / "part"
     code = (
-        "import sys; from pathlib import Path; from data_pipelines.manifests import Journal\n"
+        "import sys; from pathlib import Path; from data_pipelines.journal import Journal\n"
         f"journal = Journal.open(Path({str(path)!r}), 'these')\n"
         "print('taken', flush=True); sys.stdin.read()"
     )
