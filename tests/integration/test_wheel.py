@@ -94,7 +94,7 @@ def test_the_wheel_runs_the_demo_on_own_videos_and_names_what_it_skips(
     shown = " ".join(succeed(ovtrain(installed, tmp_path, *words)).split())
     assert "Probe skipped: the given videos have no classes" in shown
     assert "Skipped files: 4" in shown
-    for name in ("noise.mp4: unreadable", "notes.txt: no video suffix", "cut.mp4: unreadable"):
+    for name in ("noise.mp4: unreadable", "notes.txt: no media suffix", "cut.mp4: unreadable"):
         assert name in shown
     assert "gone.mkv: not a regular file" in shown
     assert (tmp_path / "out/report.html").stat().st_size > 100_000
