@@ -18,6 +18,9 @@ from ovtrain.data.making import Made, Maker, SampleTask
 from ovtrain.schema.errors import MediaError
 from ovtrain.schema.isolated import Child, Failure, reason_of
 
+LIFETIME = 10_000
+"""Samples of a worker before another takes its place: decoders lose a hundred bytes with each clip,
+which are megabytes an hour; a new worker is half a second."""
 BAD_SAMPLE = (MediaError, FFmpegError)
 """What a bad sample may raise; anything else is a defect, whose traceback ends the worker."""
 
@@ -60,7 +63,8 @@ class SamplePool:
     def _made(self, task: SampleTask) -> Answer:
         child = self._child()
         answer: Any = child.call(task)
-        if child.resident_mib() > self._data.worker_memory_mib / 2:
+        swollen = child.resident_mib() > self._data.worker_memory_mib / 2
+        if swollen or child.tasks >= LIFETIME:
             child.stop()  # memory that grew over many samples is nobody's fault in particular
         return answer
 

@@ -78,7 +78,8 @@ class Child:
     ``bad``: errors that a bad task may raise and that become a Failure; any other is a defect, and
     its traceback ends the child. ``timeout_s`` per task, from when it is sent; a new child's
     imports do not count. ``memory_mib`` bounds the data of the child (RLIMIT_DATA; 0 = no bound):
-    beyond it allocations fail, which is a Failure, too.
+    beyond it allocations fail, which is a Failure, too. ``starts``: processes so far; ``tasks``: of
+    the present one.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Child:
         self._arguments = pickle.dumps((os.getpid(), work, bad, memory_mib))
         self.timeout_s = timeout_s
         self.deadline = float("inf")
-        self.starts = 0
+        self.starts = self.tasks = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._ready = self._ending = False
@@ -114,7 +115,7 @@ class Child:
             with suppress(BrokenPipeError, ConnectionResetError):  # ``receive`` reports that
                 ours.send_bytes(self._arguments)
             self._connection, self._ready = ours, False
-            self.starts += 1
+            self.starts, self.tasks = self.starts + 1, 0
         return self._connection
 
     def send(self, task: Any) -> None:
@@ -127,6 +128,7 @@ class Child:
                 connection.recv()
                 self._ready = True
         self.deadline = time.monotonic() + self.timeout_s
+        self.tasks += 1
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.send(task)
 

@@ -9,6 +9,7 @@ import pytest
 
 import ovtrain.data.loader as loader_module
 from ovtrain.data.loader import Loader
+from ovtrain.data.making import Made
 from ovtrain.data.pool import SamplePool
 from ovtrain.schema.isolated import Failure
 from tests.helpers.harmful import Harmful
@@ -56,6 +57,18 @@ def test_a_stream_goes_on_exactly_with_other_ranks_and_workers(setup_folder, ran
     _, state = read(replace(config, data=replace(config.data, workers=2)), 3, ranks=2)
     other = replace(config, data=replace(config.data, workers=workers))
     assert read(other, 4, ranks=ranks, state=state)[0] == straight[3:]
+
+
+def test_workers_are_replaced_before_they_grow_old(setup_folder, monkeypatch):
+    monkeypatch.setattr("ovtrain.data.pool.LIFETIME", 3)
+    loader = Loader(typed_config(setup_folder, "data.workers=1"), world())
+    tasks = [loader.sources[0].task(g) for g in range(7)]
+    pool = SamplePool(loader.config.data)
+    made = [wait() for wait in pool.submit(tasks)]
+    assert all(isinstance(one, Made) for one in made)
+    assert [child.starts for child in pool._children] == [3]
+    pool.close()
+    loader.close()
 
 
 def test_workers_need_no_torch():
