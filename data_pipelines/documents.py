@@ -31,7 +31,6 @@ from ovtrain.schema.labels import LabelStore
 
 VOCABULARY = "vocabulary.txt"
 """One word a line; the first is class 0."""
-ALLOWED = '{"image": NAME, "words": [{"text": WORD, "confidence": 0 to 1}, ...]}'
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,14 @@ class Labelled:
 
 
 def label_documents(
-    config: OcrConfig, documents: Sequence[tuple[str, str]], fingerprint: str, out: Path
+    config: OcrConfig,
+    documents: Sequence[tuple[str, str]],
+    fingerprint: str,
+    out: Path,
+    faults: dict[str, str],
 ) -> Labelled:
     """Write the label store and ``vocabulary.txt`` of ``documents``, (picture's name, sample key)
-    in shard order, to ``out``."""
+    in shard order, to ``out``; why lines of words are left out goes to ``faults``."""
     names = dict(documents)
     if config.vocabulary:
         vocabulary = read_vocabulary(Path(config.vocabulary))
@@ -134,7 +137,7 @@ def label_documents(
     ids = {word: number for number, word in enumerate(vocabulary)}
     labels = {key: np.empty(0, np.int32) for key in names.values()}
     unused = 0
-    for page in pages(config):
+    for page in pages(config, faults):
         unused += page.image not in names
         if page.image in names:
             labels[names[page.image]] = _labels(page, ids, config.tags)

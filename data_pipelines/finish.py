@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import label_documents, pages
+from data_pipelines.documents import label_documents
 from data_pipelines.job import WORK, Job
 from data_pipelines.journal import Row
 from data_pipelines.manifests import MANIFESTS
@@ -26,7 +26,7 @@ from ovtrain.schema.sample import KINDS, Kind
 
 PANELS = 4
 LABELS = "labels/document"
-PASSING = ("samples", "select", "shards")
+OF_WORK = ("samples", "select", "shards")
 """Stages whose manifests name what is in the work folder; they go with it."""
 
 
@@ -55,7 +55,7 @@ def finish(job: Job) -> None:
 
 def clean(job: Job) -> None:
     """Remove what only the stages need."""
-    for stage in PASSING:
+    for stage in OF_WORK:
         shutil.rmtree(job.out / MANIFESTS / stage, ignore_errors=True)
     shutil.rmtree(job.out / WORK, ignore_errors=True)
 
@@ -118,12 +118,8 @@ def _label_documents(job: Job, skipped: dict[str, str]) -> Row:
         for sample in row["samples"]
     ]
     manifest = ShardManifest.read(job.out / "document")
-    faults: dict[str, str] = {}
-    for _ in pages(job.config.ocr, faults):
-        pass
-    skipped.update(faults)
-    out = job.out / LABELS
-    return asdict(label_documents(job.config.ocr, documents, manifest.fingerprint, out))
+    out, ocr = job.out / LABELS, job.config.ocr
+    return asdict(label_documents(ocr, documents, manifest.fingerprint, out, skipped))
 
 
 def _counts(job: Job, skipped: Mapping[str, str], duplicates: list[Row]) -> Row:

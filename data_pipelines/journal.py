@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import OvtrainError
 
 HEAD = 128
@@ -83,9 +84,14 @@ class Journal:
         """All rows are there: give them their order, their digest, their name."""
         self._handle.flush()
         if not self._sorted:
-            rows = sorted(read_rows(self.path), key=lambda row: row["item"])
+            # Not in place: a run that is cut short here must find each row once.
             self._handle.seek(HEAD)
-            self._handle.writelines(map(_line, rows))
+            rows = sorted(map(json.loads, self._handle), key=lambda row: row["item"])
+            with atomic_open(path) as handle:
+                handle.write(self._head())
+                handle.writelines(map(_line, rows))
+            self.path.unlink()
+            return
         self._handle.seek(0)
         self._handle.write(self._head())
         self._handle.flush()

@@ -178,7 +178,7 @@ class Manifest:
         count = 0
         for path in _split(self.folder):
             rows = list(read_rows(path))
-            kept = [row for row in rows if not may_be_retried(row)]
+            kept = [row for row in rows if not _failed(row)]
             if len(kept) < len(rows):
                 partial = path.with_name(path.name + PARTIAL)
                 partial.unlink(missing_ok=True)
@@ -190,9 +190,13 @@ class Manifest:
         return count
 
 
-def may_be_retried(row: Row) -> bool:
-    """Whether a row says of something that it failed, for reasons that may pass."""
-    return any(category(reason) in PASSING for _, reason in row.get("skipped", ()))
+def may_pass(reason: str) -> bool:
+    """Whether what failed for this reason may succeed another time."""
+    return category(reason) in PASSING
+
+
+def _failed(row: Row) -> bool:
+    return any(may_pass(reason) for _, reason in row.get("skipped", ()))
 
 
 def _split(folder: Path) -> list[Path]:

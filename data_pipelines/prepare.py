@@ -46,7 +46,7 @@ from data_pipelines.finish import clean, final_line, finish
 from data_pipelines.inventory.stage import cuts_rows, inventory_rows, records, videos
 from data_pipelines.job import ORDER, WORK, Job
 from data_pipelines.journal import Journal, Row, StageError
-from data_pipelines.manifests import Part, may_be_retried
+from data_pipelines.manifests import Part, may_pass
 from data_pipelines.plan import plan_rows
 from data_pipelines.samples import sample_rows
 from data_pipelines.shards.stage import select_rows, shard_rows
@@ -123,12 +123,12 @@ MERGING = ("plan", "select", "finish")
 
 def run_stage(job: Job, stage: str, part: Part) -> bool:
     """Do a part of a stage; False where it is there already. Raises StageError."""
-    made_from = job.made_from(stage)
     if stage == "finish":
         finish(job)
         complete(job.out, job.made_from("samples"))
         clean(job)
         return True
+    made_from = job.made_from(stage)
     if job.manifest(stage).is_there(part, made_from):
         return False
     # A rewrite that is cut short must not look like the finished preparation of before.
@@ -189,19 +189,16 @@ def forget_failures(job: Job) -> None:
     said = ", ".join(f"{count} of {stage}" for stage, count in found.items() if count)
     if said:
         print(f"tried again: {said}", flush=True)
-    elif any(may_be_retried({"skipped": [_pair(row)]}) for row in _skips(job)):
+    elif any(map(may_pass, _reasons(job))):
         # The samples' own manifest is gone with the finished preparation: all are made again.
         (job.out / STAGE).unlink(missing_ok=True)
 
 
-def _skips(job: Job) -> Iterator[Row]:
+def _reasons(job: Job) -> list[str]:
+    """Why a finished preparation left files out."""
     path = job.out / "skipped.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return map(json.loads, lines)
-
-
-def _pair(row: Row) -> list[str]:
-    return [row["file"], row["reason"]]
+    return [json.loads(line)["reason"] for line in lines]
 
 
 def _job(

@@ -9,14 +9,12 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from data_pipelines.journal import StageError
+from data_pipelines.journal import Row, StageError
 from data_pipelines.shards.writer import Sample
 from ovtrain.schema.sample import Kind
 
-Row = dict[str, Any]
 ANEW = "delete .work and manifests/{samples,select,shards}, and run these stages again"
 
 
@@ -50,12 +48,7 @@ class SampleStore:
     def __enter__(self) -> SampleStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def add(self, kind: Kind, sample: Sample) -> Row:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from typing import Any
 
 import av
 import numpy as np
@@ -16,10 +15,9 @@ import numpy as np
 from data_pipelines.dedup.duplicates import find_duplicates
 from data_pipelines.dedup.hashing import CLIP_FRAMES, PerceptualHash, clip_hash, picture_hash
 from data_pipelines.inventory.probe import video_stream
+from data_pipelines.journal import Row
 from ovtrain.codec.pictures import decode_image
 from ovtrain.schema.sample import KINDS, Kind
-
-Row = dict[str, Any]
 
 
 def look(kind: Kind, payload: bytes, frames: int) -> list[int]:
