@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines import journal
 from data_pipelines.job import ORDER
 from data_pipelines.journal import Journal, StageError
 from data_pipelines.manifests import Manifest, Part
@@ -106,8 +107,8 @@ def test_a_part_goes_on_behind_the_items_that_are_done(tmp_path: Path):
     manifest, items = Manifest(tmp_path, "stage"), list("abcdefgh")
     with pytest.raises(KeyboardInterrupt):
         write(manifest, Part(1, 2), items, stop=2)
-    journal = manifest.folder / "part-00001-of-00002.jsonl.partial"
-    with open(journal, "a") as handle:
+    partial = manifest.folder / "part-00001-of-00002.jsonl.partial"
+    with open(partial, "a") as handle:
         handle.write('{"item": 3, "val')  # a line that was cut short
     assert not manifest.is_there(Part(1, 2), "these")
     assert write(manifest, Part(1, 2), items) == ["d", "b"]
@@ -115,6 +116,26 @@ def test_a_part_goes_on_behind_the_items_that_are_done(tmp_path: Path):
     assert [row["value"] for row in manifest.rows()] == items
     assert manifest.is_there(Part(1, 2), "these")
     assert not manifest.is_there(Part(1, 2), "others")
+
+
+def test_a_part_that_is_cut_short_while_it_is_put_in_order_holds_each_row_once(
+    tmp_path: Path, monkeypatch
+):
+    manifest, items, lines = Manifest(tmp_path, "stage"), list("abcd"), []
+
+    def interrupt(row: dict) -> bytes:
+        lines.append(row)
+        if len(lines) == len(items) + 3:
+            raise KeyboardInterrupt
+        return whole(row)
+
+    whole = journal._line
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_line", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write(manifest, Part(), items)
+    assert write(manifest, Part(), items) == []
+    assert [row["value"] for row in manifest.rows()] == items
 
 
 def test_another_split_replaces_the_parts_of_before(tmp_path: Path):
@@ -199,8 +220,8 @@ def test_stages_that_read_other_rows_are_made_again(tmp_path: Path):
     row = next(Manifest(out, "inventory").rows())
     row["media"][0]["fps"] = 24.0
     path.unlink()
-    with Journal.open(path.with_name(path.name + ".partial"), made_from) as journal:
-        journal.add(row.pop("item"), row)
+    with Journal.open(path.with_name(path.name + ".partial"), made_from) as again:
+        again.add(row.pop("item"), row)
     prepare_part(videos, out, PREPARE, "inventory", Part())
     with pytest.raises(StageError, match="run --stage plan again"):
         prepare_part(videos, out, PREPARE, "samples", Part())
