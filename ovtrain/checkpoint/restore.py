@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ovtrain.checkpoint import storage
+from ovtrain.checkpoint.encoder_shards import EncoderReader
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.schema.errors import CheckpointError
 
+log = logging.getLogger(__name__)
+
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """A run directory, its ``checkpoints`` folder or a step directory -> the step directory.
+    """A run directory, its ``checkpoints`` folder or a step directory -> the newest sound step
+    directory; a damaged one is refused by name, as a run that resumes does.
 
     Raises CheckpointError.
     """
     path = Path(path)
-    for folder in (path / "checkpoints", path):
-        found = storage.latest(folder)
-        if found is not None:
-            return found
-    if (path / storage.ENCODER).is_file():
+    if (path / storage.MANIFEST).is_file():
+        storage.check(path)
         return path
+    refused = list[str]()
+    for folder in (path / "checkpoints", path):
+        for step in storage.candidates(folder):
+            try:
+                storage.check(step)
+            except CheckpointError as error:
+                log.warning("refused %s", error)
+                refused.append(str(error))
+                continue
+            return step
     raise CheckpointError(
-        str(path), "no checkpoint here", fix="name a run directory that has saved one"
+        str(path),
+        "no sound checkpoint here: " + " | ".join(refused) if refused else "no checkpoint here",
+        fix="name a run directory that has saved one",
     )
 
 
 def restore_encoder(encoder: Encoder, folder: Path) -> None:
-    """Fill an encoder from a step directory. Raises CheckpointError on other shapes."""
-    saved = storage.read_encoder(folder)
-    own = encoder.state_dict()
-    wrong = sorted(n for n in own if n not in saved or saved[n].shape != own[n].shape)
-    if wrong or set(saved) - set(own):
-        raise CheckpointError(
-            str(folder),
-            f"holds another encoder (first difference: {(wrong or sorted(set(saved)))[0]})",
-            fix="use the model.preset it was trained with",
-        )
-    encoder.load_state_dict(saved)
+    """Fill an encoder from a step directory. Raises CheckpointError where another was saved."""
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    encoder.load_state_dict(EncoderReader(folder).whole("param", shapes))
 
 
 def open_run(run: str | Path) -> tuple[Encoder, TrainConfig]:

@@ -1,28 +1,59 @@
-"""The two planes as checkpoint parts: the encoder by name, head rows by class range."""
+"""The two planes as checkpoint parts: the encoder by parameter name, head rows by class range."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from ovtrain.checkpoint import storage
+from ovtrain.checkpoint import encoder_shards, storage
+from ovtrain.checkpoint.encoder_shards import STEPS, EncoderReader, Shard
 from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.reshard import file_name, read_rows
 from ovtrain.schema.errors import CheckpointError
 
-EncoderTensors = dict[str, dict[str, Tensor]]
-"""{"param" | "first" | "second": {name: unsharded float32 tensor}, "steps": {"all": ()}}."""
+Files = dict[str, dict[str, Tensor]]
+"""{file name: {key: tensor}} that one rank writes; the tensors are live."""
+
+
+class Part(Protocol):
+    """Something with state."""
+
+    def files(self) -> Files:
+        """What this rank writes, no collective needed. Names are the same at every save."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Take this rank's state from a step directory of any world size."""
+        ...
 
 
 class EncoderOwner(Protocol):
-    """A backend: gives and takes the encoder and its optimizer state unsharded, by name."""
+    """A backend: where the encoder and its optimizer's state lie on this rank."""
 
-    def export_state(self) -> EncoderTensors: ...
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Of all parameters, whole."""
+        ...
 
-    def import_state(self, state: EncoderTensors) -> None: ...
+    def held(self) -> list[Shard]:
+        """All that lies on this rank."""
+        ...
+
+    def owned(self) -> list[Shard]:
+        """What this rank saves: over all ranks each entry once."""
+        ...
+
+    def steps(self) -> list[Tensor]:
+        """The optimizer's counters of updates, (), all equal."""
+        ...
+
+    def restored(self) -> None:
+        """Collective: ``held`` and ``steps`` were overwritten."""
+        ...
 
 
 class RowOwner(Protocol):
@@ -34,32 +65,37 @@ class RowOwner(Protocol):
 
 
 class EncoderPart:
-    def __init__(self, owner: EncoderOwner) -> None:
-        self.owner = owner
+    def __init__(self, owner: EncoderOwner, world: World) -> None:
+        self.owner, self.world = owner, world
 
-    def save(self, folder: Path, world: World) -> None:
-        state = self.owner.export_state()  # on every rank: ZeRO gathers
-        if world.is_main:
-            flat = {f"{part}/{n}": t for part, named in state.items() for n, t in named.items()}
-            storage.write_tensors(folder / storage.ENCODER, flat)
+    def files(self) -> Files:
+        tensors = {shard.key: shard.values for shard in self.owner.owned()}
+        if self.world.is_main:
+            tensors[STEPS] = self.owner.steps()[0].detach().float().reshape(1)
+        name = encoder_shards.file_name(self.world.rank, self.world.size)
+        return {name: tensors} if tensors else {}
 
     def load(self, folder: Path) -> None:
-        state: EncoderTensors = {}
-        for key, tensor in storage.read_tensors(folder / storage.ENCODER).items():
-            part, name = key.split("/", 1)
-            state.setdefault(part, {})[name] = tensor
-        self.owner.import_state(state)
+        reader = EncoderReader(folder)
+        reader.check(self.owner.shapes())
+        with torch.no_grad():
+            for shard in self.owner.held():
+                stop = shard.start + len(shard.values)
+                shard.values.copy_(reader.read(shard.part, shard.name, shard.start, stop))
+            for counter in self.owner.steps():
+                counter.fill_(reader.steps)
+        self.owner.restored()
 
 
 class HeadPart:
     def __init__(self, head: ClassShardedHead, optimizer: RowOwner) -> None:
         self.head, self.optimizer = head, optimizer
 
-    def save(self, folder: Path, world: World) -> None:
+    def files(self) -> Files:
         head = self.head
-        if head.hi > head.lo:
-            path = folder / file_name(head.source, head.lo, head.hi)
-            storage.write_tensors(path, self.optimizer.state())
+        if head.hi == head.lo:
+            return {}
+        return {file_name(head.source, head.lo, head.hi): self.optimizer.state()}
 
     def load(self, folder: Path) -> None:
         head = self.head

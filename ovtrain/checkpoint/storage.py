@@ -2,9 +2,9 @@
 
     checkpoints/
       step-00000100/
-        encoder.safetensors              {param,first,second}/{name}, float32, unsharded
+        encoder-{rank}-of-{ranks}.safetensors         see encoder_shards.py
         head-{source}-{lo:09d}-{hi:09d}.safetensors   see ovtrain/heads/reshard.py
-        state.json                       step, data position, config, world size
+        state.json                       step, data position, config, code, world size
         manifest.json                    bytes and sha256 of each file above
       latest                             name of the newest whole directory, written last
 
@@ -15,83 +15,112 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
 from ovtrain.schema.errors import CheckpointError
 
-LATEST, MANIFEST, STATE, ENCODER = "latest", "manifest.json", "state.json", "encoder.safetensors"
+LATEST, MANIFEST, STATE = "latest", "manifest.json", "state.json"
+VERSION = 2
+_STEP = re.compile(r"step-\d{8,}")
+Entries = dict[str, dict[str, Any]]
+"""{file name: {"bytes", "sha256"}}."""
 
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """One safetensors file, flushed to disk."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Raises CheckpointError where the file is damaged."""
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(str(path), f"unreadable ({error})") from error
+def begin(temp: Path) -> None:
+    """An empty directory to write into, whatever a killed writer left there."""
+    shutil.rmtree(temp, ignore_errors=True)
+    os.makedirs(temp)
 
 
-def seal(temp: Path, final: Path) -> None:
-    """Write the manifest of ``temp``, give it its name, point ``latest`` at it."""
-    files = sorted(p for p in temp.iterdir() if p.name != MANIFEST)
-    entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-    write_json(temp / MANIFEST, {"version": 1, "files": entries})
+def seal(temp: Path, final: Path, state: dict[str, Any], entries: Entries) -> None:
+    """Add state and manifest to ``temp``, give it its name, point ``latest`` at it."""
+    write_json(temp / STATE, state)
+    size, digest = (temp / STATE).stat().st_size, file_sha256(temp / STATE)
+    entries = {**entries, STATE: {"bytes": size, "sha256": digest}}
+    write_json(temp / MANIFEST, {"version": VERSION, "files": entries, "sha256": _hash_of(entries)})
+    _sync(temp)
     if final.exists():
         shutil.rmtree(final)
     os.rename(temp, final)
+    _sync(final.parent)
     with atomic_open(final.parent / LATEST, "w") as handle:
         handle.write(final.name + "\n")
 
 
-def check(folder: Path) -> None:
-    """Every file of a step directory present and unchanged. Raises CheckpointError."""
+def _sync(folder: Path) -> None:
+    """Names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        entries: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(str(folder / MANIFEST), f"unreadable ({error})") from error
-    faults: list[str] = []
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash_of(entries: Entries) -> str:
+    return sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Entries:
+    """Raises CheckpointError where it is missing, damaged or of another version."""
+    path = folder / MANIFEST
+    try:
+        read: Any = json.loads(path.read_text())
+        version, entries = read["version"], read["files"]
+        sound = read.get("sha256") == _hash_of(entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(str(path), f"unreadable ({error})") from error
+    if version != VERSION:
+        raise CheckpointError(str(path), f"version {version}", allowed=str(VERSION))
+    if not sound:
+        raise CheckpointError(str(path), "is damaged")
+    return entries
+
+
+def faults(folder: Path, entries: Entries) -> list[str]:
+    """Files of a step directory that are missing or changed, each with what is wrong."""
+    found: list[str] = []
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
-            faults.append(f"{name} is damaged")
-    if faults:
-        raise CheckpointError(
-            str(folder),
-            "; ".join(faults),
-            fix=f"delete this directory and put the name of an older one into {LATEST}",
-        )
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            size = path.stat().st_size
+            found.append(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
+        elif file_sha256(path) != entry["sha256"]:
+            found.append(f"{name} is damaged: other bytes than were written")
+    return found
 
 
-def latest(checkpoints: Path) -> Path | None:
-    """The newest whole step directory, or None when there is none. Raises CheckpointError."""
+def check(folder: Path) -> None:
+    """Every file of a step directory present and unchanged. Raises CheckpointError."""
+    found = faults(folder, read_manifest(folder))
+    if found:
+        raise CheckpointError(str(folder), "; ".join(found), fix="take another checkpoint")
+
+
+def candidates(checkpoints: Path) -> list[Path]:
+    """Step directories in the order in which they should be tried: the one that ``latest`` names
+    and older ones; all of them, newest first, where it names none that is here."""
+    steps = [path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name)]
+    newest_first = sorted((path for path in steps if path.is_dir()), key=step_of, reverse=True)
     pointer = checkpoints / LATEST
-    if not pointer.is_file():
-        return None
-    folder = checkpoints / pointer.read_text().strip()
-    if not folder.is_dir():
-        raise CheckpointError(
-            str(pointer), f"names {folder.name}, which is not here", fix="name one that is"
-        )
-    return folder
+    named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    if named not in (path.name for path in newest_first):
+        return newest_first
+    return [path for path in newest_first if step_of(path) <= step_of(checkpoints / named)]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -101,19 +130,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(folder / STATE), f"unreadable ({error})") from error
 
 
-def read_encoder(folder: Path, part: str = "param") -> dict[str, Tensor]:
-    """Tensors of one part (param, first, second) by parameter name."""
-    tensors = read_tensors(folder / ENCODER)
-    prefix = part + "/"
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def prune(checkpoints: Path, keep: int, newest: int) -> None:
+def prune(checkpoints: Path, keep: int, newest: int, keep_every: int = 0) -> None:
     """Delete what crashed writers left, and of the step directories up to step ``newest`` all but
-    the last ``keep``. Later ones stay: a run that was set back to an older step replaces them when
-    it gets there."""
+    the last ``keep`` and every ``keep_every``-th step (0: none). Later ones stay: a run that was
+    set back to an older step replaces them when it gets there."""
     for path in checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(path)
-    passed = [path for path in checkpoints.glob("step-*") if path.name <= step_name(newest)]
-    for path in sorted(passed)[:-keep]:
-        shutil.rmtree(path)
+    steps = [path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name)]
+    passed = sorted((path for path in steps if step_of(path) <= newest), key=step_of)
+    for path in passed[:-keep]:
+        if not keep_every or step_of(path) % keep_every:
+            shutil.rmtree(path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ovtrain.config.data import DataConfig
+from ovtrain.config.guards import GuardConfig
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.load import overlay
 from ovtrain.config.model import ModelConfig
@@ -40,6 +41,11 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep: int = 2
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for good; 0 = none."""
+    background_saves: bool = True
+    """Train on while a copy of the state is written. Takes as much host memory as the rank's part
+    of a checkpoint; false: the loop waits until it is on disk."""
     deterministic: bool = False
     """Only deterministic kernels; slower on a GPU."""
     peak_tflops: float = 0.0
@@ -57,7 +63,7 @@ class RunConfig:
             found.append(f"run.steps={self.steps} and run.samples={self.samples}; give exactly one")
         rules = {
             POSITIVE: ("global_batch", "log_every", "checkpoint_every", "keep"),
-            NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed", "peak_tflops"),
+            NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed", "keep_every", "peak_tflops"),
         }
         choices = {"backend": BACKENDS, "precision": PRECISIONS, "zero_stage": ZERO_STAGES}
         return found + broken(self, "run.", rules) + not_among(self, "run.", choices)
@@ -72,6 +78,7 @@ class TrainConfig:
     """Per source, what differs from ``head``: ``heads: {ocr: {sample_rate: 0.2}}``."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
 
     def head_of(self, source: str) -> HeadConfig:
         """``head`` with what ``heads`` says of a source. Raises ConfigError."""

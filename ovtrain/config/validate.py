@@ -11,7 +11,8 @@ from ovtrain.schema.errors import ConfigError
 def problems(config: TrainConfig) -> list[str]:
     """All problems of a config, worded for the user."""
     found: list[str] = []
-    for section in (config.model, config.data, config.head, config.optim, config.run):
+    sections = (config.model, config.data, config.head, config.optim, config.run, config.guards)
+    for section in sections:
         found += section.problems()
     found += _of_heads(config)
     return found or _spanning(config)

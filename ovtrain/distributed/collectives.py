@@ -56,6 +56,26 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup | None, op: str = "sum") -> T
     return x
 
 
+class Reduction:
+    """A reduction under way; ``wait`` gives its result."""
+
+    def __init__(self, x: Tensor, work: dist.Work) -> None:
+        self._x, self._work = x, work
+
+    def wait(self) -> Tensor:
+        self._work.wait()
+        return self._x
+
+
+def reduce_later(x: Tensor, group: dist.ProcessGroup, op: str = "sum") -> Reduction:
+    """Begin an ``all_reduce`` of a copy of ``x``, between hosts if it lies on one."""
+    x = x.detach().clone()
+    kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
+    work = dist.all_reduce(x, op=kind, group=group, async_op=True)
+    assert work is not None
+    return Reduction(x, work)
+
+
 def broadcast_object(value: object, group: dist.ProcessGroup | None) -> Any:
     """Rank 0's ``value`` on every rank (small, picklable)."""
     if group is None:

@@ -75,6 +75,16 @@ def start_world(*, force_group: bool = False) -> World:
     )
 
 
+def side_group(world: World) -> dist.ProcessGroup | None:
+    """Collective: all ranks once more, on the host, for a thread of its own beside the training
+    loop."""
+    if world.group is None:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def stop_world() -> None:
     """Leave the job; safe to call when none was joined."""
     if dist.is_initialized():

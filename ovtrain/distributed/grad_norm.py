@@ -1,25 +1,14 @@
 """One global gradient norm over both parameter planes, and the clip factor it implies.
 
 The replicated plane's gradients are averages that every rank (or ZeRO partition) already agrees on;
-the class-sharded plane's rows belong to one rank each, so their squares are summed over ranks.
+the class-sharded plane's rows belong to one rank each, so their squares are summed over ranks
+(engine/step.py, together with the losses).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from ovtrain.distributed.collectives import all_reduce
-from ovtrain.distributed.context import World
-
-
-def sharded_square_sum(squares: list[Tensor], world: World) -> Tensor:
-    """() float32: from the squared norms () of this rank's class-sharded gradients, their sum over
-    heads and ranks."""
-    local = torch.zeros((), device=world.device)
-    for square in squares:
-        local = local + square
-    return all_reduce(local, world.group)
 
 
 def joint_norm(replicated_norm: Tensor, sharded_squares: Tensor) -> Tensor:

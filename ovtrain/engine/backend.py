@@ -6,23 +6,26 @@ are those of the step's global-mean loss. A backend whose machinery averages und
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ovtrain.checkpoint.state import EncoderTensors
+from ovtrain.checkpoint.encoder_shards import Shard, cut, whole_shards
+from ovtrain.checkpoint.state import EncoderOwner
 from ovtrain.config.optim import OptimConfig
 from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.collectives import all_reduce
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import clip_factor, joint_norm
+from ovtrain.engine.gate import UpdateGate
 from ovtrain.models.encoder import Encoder
 from ovtrain.optim.param_groups import param_groups
 
 
-class Backend(Protocol):
+class Backend(EncoderOwner, Protocol):
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """tokens (N, D), pooled (B, D)."""
         ...
@@ -31,18 +34,31 @@ class Backend(Protocol):
         """Accumulate the gradients of one micro-step; ``last`` marks the step's last one."""
         ...
 
-    def step(self, lr: float, sharded_squares: Tensor) -> Tensor:
-        """Clip by the norm over both planes, update, clear. Returns that norm ()."""
+    def step(self, lr: float, sharded_squares: Tensor, gate: UpdateGate) -> Tensor:
+        """Clip by the norm over both planes, update where ``gate`` lets it, clear. Returns that
+        norm ()."""
         ...
-
-    def export_state(self) -> EncoderTensors: ...
-
-    def import_state(self, state: EncoderTensors) -> None: ...
 
 
 def encode(model: torch.nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Call an encoder (or a wrapper of one) on a batch."""
     return model(batch.patches, batch.positions, batch.cu_seqlens, batch.max_seqlen, batch.group_id)
+
+
+def adamw(encoder: Encoder, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW of an encoder in one kernel, which can leave a step out on the device's own word
+    (``found_inf``)."""
+    groups = param_groups(encoder, optim.weight_decay)
+    betas = (optim.beta1, optim.beta2)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
+
+
+def create_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """AdamW makes its state in the first update; a checkpoint may need it before."""
+    held = optimizer.state[parameter]
+    held["step"] = torch.zeros((), device=parameter.device)
+    held["exp_avg"] = torch.zeros_like(parameter)
+    held["exp_avg_sq"] = torch.zeros_like(parameter)
 
 
 class PlainBackend:
@@ -53,9 +69,9 @@ class PlainBackend:
         self, encoder: Encoder, optim: OptimConfig, world: World, *, bf16: bool = False
     ) -> None:
         self.encoder, self.world, self.clip, self.bf16 = encoder, world, optim.clip, bf16
-        groups = param_groups(encoder, optim.weight_decay)
-        betas = (optim.beta1, optim.beta2)
-        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
+        self.optimizer = adamw(encoder, optim)
+        for parameter in encoder.parameters():
+            create_state(self.optimizer, parameter)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         with self._precision():
@@ -67,7 +83,7 @@ class PlainBackend:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
-    def step(self, lr: float, sharded_squares: Tensor) -> Tensor:
+    def step(self, lr: float, sharded_squares: Tensor, gate: UpdateGate) -> Tensor:
         gradients = [p.grad for p in self.encoder.parameters() if p.grad is not None]
         if self.world.group is not None:
             flat = all_reduce(torch.cat([g.flatten() for g in gradients]), self.world.group)
@@ -77,6 +93,7 @@ class PlainBackend:
                 at += gradient.numel()
         squares = torch.stack([g.float().square().sum() for g in gradients]).sum()
         norm = joint_norm(squares.sqrt(), sharded_squares)
+        self.optimizer.found_inf = gate.judge(norm)  # type: ignore[attr-defined]
         factor = clip_factor(norm, self.clip)
         for gradient in gradients:
             gradient.mul_(factor)
@@ -86,23 +103,24 @@ class PlainBackend:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def export_state(self) -> EncoderTensors:
-        state: EncoderTensors = {"param": {}, "first": {}, "second": {}, "steps": {}}
-        for name, parameter in self.encoder.named_parameters():
-            held = self.optimizer.state.get(parameter, {})
-            state["param"][name] = parameter.detach()
-            state["first"][name] = held.get("exp_avg", torch.zeros_like(parameter))
-            state["second"][name] = held.get("exp_avg_sq", torch.zeros_like(parameter))
-            state["steps"]["all"] = torch.as_tensor(held.get("step", 0.0)).float()
-        return state
+    def shapes(self) -> Mapping[str, torch.Size]:
+        return {name: p.shape for name, p in self.encoder.named_parameters()}
 
-    @torch.no_grad()
-    def import_state(self, state: EncoderTensors) -> None:
-        for name, parameter in self.encoder.named_parameters():
-            parameter.copy_(state["param"][name])
-            if float(state["steps"]["all"]):
-                self.optimizer.state[parameter] = {
-                    "step": state["steps"]["all"].clone(),
-                    "exp_avg": state["first"][name].to(parameter.device).clone(),
-                    "exp_avg_sq": state["second"][name].to(parameter.device).clone(),
-                }
+    def held(self) -> list[Shard]:
+        state, named = self.optimizer.state, dict(self.encoder.named_parameters())
+        firsts = {name: state[p]["exp_avg"] for name, p in named.items()}
+        seconds = {name: state[p]["exp_avg_sq"] for name, p in named.items()}
+        parts = {"param": named, "first": firsts, "second": seconds}
+        return [s for part, tensors in parts.items() for s in whole_shards(part, tensors)]
+
+    def owned(self) -> list[Shard]:
+        """All ranks hold the same: each writes an even part of it."""
+        shards = self.held()
+        total = sum(len(shard.values) for shard in shards)
+        return cut(shards, self.world.slice_of(total), total)
+
+    def steps(self) -> list[Tensor]:
+        return [self.optimizer.state[p]["step"] for p in self.encoder.parameters()]
+
+    def restored(self) -> None:
+        """Parameters and moments were overwritten where they lie."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovtrain.checkpoint.manager import Checkpoints, Part
+from ovtrain.checkpoint.manager import Checkpoints
 from ovtrain.checkpoint.restore import checkpoint_folder, restore_encoder
-from ovtrain.checkpoint.state import EncoderPart, HeadPart
+from ovtrain.checkpoint.state import EncoderPart, HeadPart, Part
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import Loader
 from ovtrain.data.samples import Source
@@ -42,7 +42,7 @@ def build(config: TrainConfig, world: World) -> Parts:
     heads = _heads(config, loader, encoder.width, world)
     if not heads:
         raise ConfigError("data.sources", "no source has labels", fix="name a LabelStore folder")
-    parts: dict[str, Part] = {"encoder": EncoderPart(backend)}
+    parts: dict[str, Part] = {"encoder": EncoderPart(backend, world)}
     parts |= {f"head-{h.head.source}": HeadPart(h.head, h.optimizer) for h in heads}
     checkpoints = Checkpoints(
         Path(config.run.out) / "checkpoints",
@@ -50,8 +50,10 @@ def build(config: TrainConfig, world: World) -> Parts:
         world,
         every=config.run.checkpoint_every,
         keep=config.run.keep,
+        keep_every=config.run.keep_every,
+        background=config.run.background_saves,
     )
-    step = TrainStep(config, backend, heads, world, loader.name_of)
+    step = TrainStep(config, encoder, backend, heads, world, loader.name_of)
     return Parts(encoder, loader, heads, step, checkpoints)
 
 

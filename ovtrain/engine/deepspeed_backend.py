@@ -1,8 +1,9 @@
 """DeepSpeed ZeRO as a backend: the only home of deepspeed. Its JSON is derived from the config.
 
-Two of its habits are undone here and nowhere else: it averages gradients over ranks (``backward``
-multiplies by the world size), and its clip sees only its own parameters (the hook where it takes
-its norm is given the class-sharded plane's squares). What differs between the stages stands in
+Three of its habits are undone here and nowhere else: it averages gradients over ranks (``backward``
+multiplies by the world size); its clip sees only its own parameters (the hook where it takes its
+norm is given the class-sharded plane's squares); and it waits for the device to hear whether that
+norm is finite (the gate decides that on the device). What differs between the stages stands in
 ``_Stage12`` and ``_Stage3``.
 """
 
@@ -10,22 +11,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ovtrain.checkpoint.state import EncoderTensors
+from ovtrain.checkpoint.encoder_shards import Shard
 from ovtrain.config.optim import OptimConfig
 from ovtrain.config.train import RunConfig
 from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import joint_norm
-from ovtrain.engine.backend import encode
+from ovtrain.engine.backend import adamw, create_state, encode
+from ovtrain.engine.gate import UpdateGate
 from ovtrain.models.encoder import Encoder
-from ovtrain.optim.param_groups import param_groups
 
 
 def import_deepspeed() -> Any:
@@ -41,7 +42,15 @@ def import_deepspeed() -> Any:
         # for.)
         backend: Any = import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
+    for stage in ("stage_1_and_2", "stage3"):
+        # It would ask on the host, and leave the step out without a word to the other plane.
+        module: Any = import_module(f"deepspeed.runtime.zero.{stage}")
+        module.is_invalid_grad_norm = _never_invalid
     return deepspeed
+
+
+def _never_invalid(norm: Tensor) -> bool:
+    return False
 
 
 def deepspeed_json(run: RunConfig, optim: OptimConfig, micro_steps: int) -> dict[str, Any]:
@@ -57,7 +66,7 @@ def deepspeed_json(run: RunConfig, optim: OptimConfig, micro_steps: int) -> dict
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": optim.clip,
         "zero_optimization": zero,
-        "bf16": {"enabled": run.precision == "bf16"},
+        "bf16": {"enabled": run.precision == "bf16", "check_grad_overflow": False},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
@@ -82,8 +91,13 @@ class _Stage(Protocol):
         """A micro-step's gradients are there."""
         ...
 
-    def write(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
-        """Set the fp32 parameter, or its optimizer state ``key``, from the whole ``value``."""
+    def piece(self, parameter: Tensor, key: str | None) -> tuple[int, Tensor] | None:
+        """Where this rank's part of a flattened parameter begins, and a view of it in float32 or
+        of its optimizer state ``key``; None where it has none."""
+        ...
+
+    def shape(self, parameter: Any) -> torch.Size:
+        """Of the whole parameter."""
         ...
 
     def written(self) -> None:
@@ -116,13 +130,14 @@ class _Stage12:
     def after_backward(self) -> None:
         """Nothing is left over."""
 
-    def write(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    def piece(self, parameter: Any, key: str | None) -> tuple[int, Tensor] | None:
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
 
-        if key is None:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
+    def shape(self, parameter: Any) -> torch.Size:
+        return parameter.shape
 
     def written(self) -> None:
         self.zero.update_lp_params()
@@ -144,43 +159,41 @@ class _Stage3:
         """It is found through the partitions."""
 
     def widen_norm(self, widen: Callable[[Tensor], Tensor]) -> None:
-        from deepspeed.runtime.utils import combine_grad_norm_groups
+        own = self.zero.unscale_and_clip_grads
+        widened = torch.zeros(())
 
-        own = self.zero._get_norm_groups
+        def clip(sub_group: int, total: Tensor) -> None:
+            nonlocal widened
+            if sub_group == 0:
+                widened = widen(torch.as_tensor(total))
+            own(sub_group, widened)
 
-        def widened() -> list[Tensor]:
-            """One group's norm instead of several; DeepSpeed combines what it is given."""
-            return [widen(combine_grad_norm_groups(own()))]
-
-        self.zero._get_norm_groups = widened
+        self.zero.unscale_and_clip_grads = clip
 
     def after_backward(self) -> None:
         # DeepSpeed counts modules in and out of their forward pass. A recomputed block stops at the
         # last tensor that is needed, before its end, and would stay counted for good.
         del self.entered[self.outside :]
 
-    def write(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
-        # DeepSpeed's setters of whole values fail where the ranks do not divide the value.
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+    def piece(self, parameter: Any, key: str | None) -> tuple[int, Tensor] | None:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-        part = rank_part(value, self.world.rank, self.world.size)
         if key is None:
-            safe_set_local_fp32_param(parameter, part)
+            part = _known(safe_get_local_fp32_param(parameter))
         else:
-            safe_set_local_optimizer_state(parameter, part, key)
+            part = _known(safe_get_local_optimizer_state(parameter, key))
+        part = part.view(-1)
+        start = self.world.rank * len(part)
+        left = parameter.ds_numel - start
+        return (start, part[:left]) if left > 0 else None
+
+    def shape(self, parameter: Any) -> torch.Size:
+        return parameter.ds_shape
 
     def written(self) -> None:
         self.zero._partition_all_parameters()  # whole weights that are about hold old values
         for group in range(len(self.partitions())):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
-
-
-def rank_part(value: Tensor, rank: int, size: int) -> Tensor:
-    """(ceil(numel / size),) flat part ``rank`` of ``value``, zeros beyond its end."""
-    flat = value.flatten()
-    length = -(-len(flat) // size)
-    padded = torch.nn.functional.pad(flat, (0, length * size - len(flat)))
-    return padded[rank * length : (rank + 1) * length]
 
 
 def _known(tensor: Tensor | None) -> Tensor:
@@ -190,33 +203,35 @@ def _known(tensor: Tensor | None) -> Tensor:
 
 
 class DeepSpeedBackend:
-    """The encoder under ZeRO stage 1, 2 or 3. Under stage 3 its parameters are empty between steps;
-    ``export_state`` has them whole."""
+    """The encoder under ZeRO stage 1, 2 or 3. Under stage 3 its parameters are empty between
+    steps."""
 
     def __init__(
         self, encoder: Encoder, run: RunConfig, optim: OptimConfig, world: World, micro_steps: int
     ) -> None:
         deepspeed = import_deepspeed()
         self.world = world
-        groups = param_groups(encoder, optim.weight_decay)
-        betas = (optim.beta1, optim.beta2)
-        adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
         deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo")
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=encoder,
-            optimizer=adamw,
+            optimizer=adamw(encoder, optim),
             config=deepspeed_json(run, optim, micro_steps),
             dist_init_required=False,
         )
         self.stage: _Stage
         self.stage = _Stage3(self.zero, world) if run.zero_stage == 3 else _Stage12(self.zero)
-        self._create_optimizer_state()
+        for partition in self.stage.partitions():
+            create_state(self.zero.optimizer, partition)
+        self.stage.link_state()
         self.stage.widen_norm(self._joint_norm)
         self._sharded_squares = torch.zeros(())
+        self._gate: UpdateGate | None = None
         self._norm = torch.zeros(())
 
     def _joint_norm(self, own: Tensor) -> Tensor:
+        assert self._gate is not None
         self._norm = joint_norm(own, self._sharded_squares)
+        self.zero.optimizer.found_inf = self._gate.judge(self._norm)
         return self._norm
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -228,44 +243,32 @@ class DeepSpeedBackend:
         if not last:
             self.engine.step()  # counts the micro-step; updates nothing yet
 
-    def step(self, lr: float, sharded_squares: Tensor) -> Tensor:
+    def step(self, lr: float, sharded_squares: Tensor, gate: UpdateGate) -> Tensor:
         for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
-        self._sharded_squares = sharded_squares
+        self._sharded_squares, self._gate = sharded_squares, gate
         self.engine.step()
         return self._norm
 
-    def export_state(self) -> EncoderTensors:
-        """Collective: each parameter is gathered from its ZeRO partitions."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def shapes(self) -> Mapping[str, torch.Size]:
+        return {n: self.stage.shape(p) for n, p in self.engine.module.named_parameters()}
 
-        state: EncoderTensors = {"param": {}, "first": {}, "second": {}, "steps": {}}
-        for name, parameter in self.engine.module.named_parameters():
-            state["param"][name] = _known(safe_get_full_fp32_param(parameter))
-            state["first"][name] = _known(safe_get_full_optimizer_state(parameter, "exp_avg"))
-            state["second"][name] = _known(safe_get_full_optimizer_state(parameter, "exp_avg_sq"))
-        state["steps"]["all"] = self._steps()[0].detach().clone().float().reshape(())
-        return state
+    def held(self) -> list[Shard]:
+        keys = {"param": None, "first": "exp_avg", "second": "exp_avg_sq"}
+        found = [
+            (part, name, self.stage.piece(parameter, key))
+            for part, key in keys.items()
+            for name, parameter in self.engine.module.named_parameters()
+        ]
+        return [Shard(part, name, *piece) for part, name, piece in found if piece is not None]
 
-    def import_state(self, state: EncoderTensors) -> None:
-        device = self.world.device
-        for name, parameter in self.engine.module.named_parameters():
-            self.stage.write(parameter, state["param"][name].to(device))
-            self.stage.write(parameter, state["first"][name].to(device), "exp_avg")
-            self.stage.write(parameter, state["second"][name].to(device), "exp_avg_sq")
-        for steps in self._steps():
-            steps.fill_(float(state["steps"]["all"]))
-        self.stage.written()
+    def owned(self) -> list[Shard]:
+        """ZeRO has dealt everything out."""
+        return self.held()
 
-    def _steps(self) -> list[Tensor]:
+    def steps(self) -> list[Tensor]:
         held = self.zero.optimizer.state
         return [held[p]["step"] for p in self.stage.partitions()]
 
-    def _create_optimizer_state(self) -> None:
-        """AdamW makes its state in the first update; a checkpoint may need it before."""
-        for partition in self.stage.partitions():
-            held = self.zero.optimizer.state[partition]
-            held["step"] = torch.zeros(())
-            held["exp_avg"] = torch.zeros_like(partition)
-            held["exp_avg_sq"] = torch.zeros_like(partition)
-        self.stage.link_state()
+    def restored(self) -> None:
+        self.stage.written()

@@ -7,16 +7,21 @@ from types import FrameType
 
 import torch
 
-from ovtrain.distributed.collectives import all_reduce
+from ovtrain.distributed.collectives import Reduction, reduce_later
 from ovtrain.distributed.context import World
 
 
 class StopRequest:
-    """Any rank's signal stops all ranks at the same step. The handler may fire many times."""
+    """Any rank's signal stops all ranks at the same step. The handler may fire many times.
+
+    What the ranks tell one another travels between their hosts during a step and is heard before
+    the next one: nobody waits for it, nor for a device.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._asked = False
+        self._told: Reduction | None = None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
@@ -24,6 +29,14 @@ class StopRequest:
         self._asked = True
 
     def requested(self) -> bool:
-        """Collective: one tiny reduction per step on several ranks."""
-        flag = torch.tensor(float(self._asked), device=self.world.device)
-        return bool(all_reduce(flag, self.world.group, op="max").item())
+        """Collective. On several ranks, whether any had been asked one call ago."""
+        if self.world.group is None:
+            return self._asked
+        heard = self._told is not None and bool(self._told.wait())
+        flag = torch.tensor(float(self._asked))
+        self._told = reduce_later(flag, self.world.group, op="max")
+        return heard
+
+    def close(self) -> None:
+        """Hear out what is under way."""
+        self._told = None

@@ -31,9 +31,13 @@ FREE_KEYS = frozenset(
         "run.log_every",
         "run.checkpoint_every",
         "run.keep",
+        "run.keep_every",
+        "run.background_saves",
         "run.wandb",
         "run.out",
         "run.micro_batch",
+        "run.backend",
+        "run.zero_stage",
         "run.peak_tflops",
         "model.attention",
         "model.recompute",
@@ -46,6 +50,8 @@ FREE_KEYS = frozenset(
         "data.shard_cache",
         "data.shard_cache_gib",
         "data.max_bad_in_a_row",
+        "guards.on_nonfinite",
+        "guards.max_skipped",
     }
 )
 """Keys that may change between a run and its resumption."""

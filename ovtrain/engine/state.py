@@ -10,7 +10,9 @@ from typing import Any
 class TrainState:
     """``step``: optimizer updates done; ``consumed``: samples read per source; ``views``: samples
     per view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples
-    by the category of their reason; ``unlabelled``: samples without labels."""
+    by the category of their reason; ``unlabelled``: samples without labels; ``skipped``: steps that
+    were left out because something in them was not finite, ``skipped_in_a_row`` the latest of them.
+    """
 
     step: int = 0
     consumed: dict[str, int] = field(default_factory=dict[str, int])
@@ -18,6 +20,8 @@ class TrainState:
     filled: int = 0
     bad: dict[str, int] = field(default_factory=dict[str, int])
     unlabelled: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

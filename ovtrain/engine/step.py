@@ -5,7 +5,8 @@ and complete gradient of my class rows, and that of my samples' embeddings. The 
 (z * dL/dz).sum() into the encoder.
 
 What a step needs beside the embeddings is decided on the host before its first forward pass: labels
-travel once, as int32, between hosts; the rows are drawn from them. Nothing here waits for a device.
+travel once, as int32, between hosts; the rows are drawn from them. Nothing here waits for a device:
+whether the step is sound, and so whether the optimizers take it, is decided there (gate.py).
 
 B samples of a micro-step on this rank, D width, L labels per sample (padded).
 """
@@ -26,10 +27,12 @@ from ovtrain.data.batch import PackedBatch
 from ovtrain.data.loader import StepBatch
 from ovtrain.distributed.collectives import all_gather_padded, all_reduce
 from ovtrain.distributed.context import World
-from ovtrain.distributed.grad_norm import clip_factor, sharded_square_sum
+from ovtrain.distributed.grad_norm import clip_factor
 from ovtrain.engine.backend import Backend
+from ovtrain.engine.gate import TokenGradients, UpdateGate
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.multi_source import HeadStep, MultiSource
+from ovtrain.models.encoder import Encoder
 from ovtrain.ops.buffers import send
 from ovtrain.optim.schedule import learning_rate
 from ovtrain.optim.sparse_rows import SparseRows
@@ -53,11 +56,13 @@ class SourceHead:
 
 @dataclass(frozen=True)
 class StepResult:
-    """metrics: device scalars. sound[k] (B,) bool: which embeddings of micro-step k have a
-    direction. unlabelled: this rank's samples without labels per head (host)."""
+    """metrics: device scalars. sound[k] (B,) bool: the samples of micro-step k whose embedding has
+    a direction and whose gradients are finite. squares (H,): of this rank's class rows, per head.
+    unlabelled: this rank's samples without labels per head (host)."""
 
     metrics: dict[str, Tensor]
     sound: list[Tensor]
+    squares: Tensor
     unlabelled: list[int]
 
 
@@ -67,6 +72,7 @@ class TrainStep:
     def __init__(
         self,
         config: TrainConfig,
+        encoder: Encoder,
         backend: Backend,
         heads: list[SourceHead],
         world: World,
@@ -77,16 +83,20 @@ class TrainStep:
         self.max_labels = max((h.max_labels for h in heads), default=1)
         self._named = [0] * len(heads)
         self.sources = MultiSource(world)
+        self.gate = UpdateGate(world.device, stay_shut=config.guards.on_nonfinite == "stop")
+        self.token_gradients = TokenGradients(encoder.embeddings)
 
     def run(self, batch: StepBatch, step: int) -> StepResult:
-        """Do update ``step`` (0-based). Metrics: loss, loss/<source>, grad_norm, and unsound, the
-        embeddings of the global batch that are zero or not finite. Raises LabelError."""
+        """Do update ``step`` (0-based), unless the gate refuses it. Metrics: loss, loss/<source>,
+        grad_norm; unsound, the samples of the global batch with an embedding that is zero or not
+        finite, or with a gradient that is not; refused, 1 where nothing was updated. Raises
+        LabelError."""
         unlabelled = self._check(batch)
         labels = self._global_labels(batch)
         plans = [h.head.plan(step, labels[n]) for n, h in enumerate(self.heads)]
         steps = [self._take(h, plan) for h, plan in zip(self.heads, plans, strict=True)]
         device = self.world.device
-        sums = torch.zeros(len(self.heads) + 1, device=device)
+        losses = torch.zeros(len(self.heads), device=device)
         sound: list[Tensor] = []
         for k, micro in enumerate(batch.micro):
             _, pooled = self.backend.forward(micro.to(device))
@@ -96,19 +106,31 @@ class TrainStep:
             result = self.sources.micro_step(cut, steps, k, places, batch.slots[k])
             last = k == len(batch.micro) - 1
             self.backend.backward((embeddings * result.gradient).sum(), last=last)
-            sums[:-1] += result.losses
-            sums[-1] += (~result.sound).sum()
-            sound.append(result.sound)
-        norm = self._update(steps, step)
-        metrics = self._metrics(all_reduce(sums, self.world.group), norm)
-        return StepResult(metrics, sound, unlabelled)
+            losses += result.losses
+            finite = result.gradient.isfinite().all(1)
+            sound.append(
+                result.sound & finite & self.token_gradients.sound(send(micro.cu_seqlens, device))
+            )
+        squares = self._squares(steps)
+        unsound = torch.stack([(~part).sum() for part in sound]).sum()
+        sums = torch.cat([losses, unsound.float()[None], squares.sum()[None]])
+        *losses, unsound, total = all_reduce(sums, self.world.group)
+        self.gate.unsound = unsound + sum((~loss.isfinite()).float() for loss in losses)
+        norm = self._update(steps, step, total)
+        metrics = self._metrics(losses, norm) | {"unsound": unsound, "refused": self.gate.refused}
+        return StepResult(metrics, sound, squares, unlabelled)
 
-    def _metrics(self, sums: Tensor, norm: Tensor) -> dict[str, Tensor]:
-        weights = send(torch.tensor([h.weight for h in self.heads]), sums.device)
-        named = {f"loss/{h.head.source}": x for h, x in zip(self.heads, sums, strict=False)}
-        return {"loss": (sums[:-1] * weights).sum(), **named, "grad_norm": norm} | {
-            "unsound": sums[-1]
-        }
+    def _squares(self, steps: Sequence[HeadStep | None]) -> Tensor:
+        """(H,) squared norms of this rank's class rows' gradients, weighted as the loss is."""
+        zero = torch.zeros((), device=self.world.device)
+        return torch.stack(
+            [zero if s is None else s.head.gradient_squares(s.rows) * s.weight**2 for s in steps]
+        )
+
+    def _metrics(self, losses: list[Tensor], norm: Tensor) -> dict[str, Tensor]:
+        named = {f"loss/{h.head.source}": x for h, x in zip(self.heads, losses, strict=True)}
+        weighted = [h.weight * x for h, x in zip(self.heads, losses, strict=True)]
+        return {"loss": torch.stack(weighted).sum(), **named, "grad_norm": norm}
 
     def _global_labels(self, batch: StepBatch) -> list[list[npt.NDArray[np.int32]]]:
         """Per head and micro-step, (B, L) labels of the source's samples on all ranks."""
@@ -174,13 +196,10 @@ class TrainStep:
         rows = head.take(plan, source.optimizer.pending)
         return HeadStep(head, source.weight, plan, rows)
 
-    def _update(self, steps: Sequence[HeadStep | None], step: int) -> Tensor:
+    def _update(self, steps: Sequence[HeadStep | None], step: int, squares: Tensor) -> Tensor:
         optim, total = self.config.optim, self.config.run.total_steps
-        squares = [s.head.gradient_squares(s.rows) * s.weight**2 for s in steps if s is not None]
-        norm = self.backend.step(
-            learning_rate(optim, step, total), sharded_square_sum(squares, self.world)
-        )
-        factor = clip_factor(norm, optim.clip)
+        norm = self.backend.step(learning_rate(optim, step, total), squares, self.gate)
+        factor = self.gate.applied(clip_factor(norm, optim.clip))
         lr = learning_rate(optim, step, total, optim.head_lr)
         for source, s in zip(self.heads, steps, strict=True):
             if s is not None and s.weight > 0:

@@ -111,8 +111,9 @@ class Kernels(Protocol):
         ...
 
     def update(self, state: RowState, rule: RowRule, step: RowStep) -> None:
-        """One optimizer step of some rows. bfloat16 rows and moments are rounded stochastically by
-        bits that are a function of (key, global row, column)."""
+        """One optimizer step of some rows, none where the clip factor is NaN. bfloat16 rows and
+        moments are rounded stochastically by bits that are a function of (key, global row,
+        column)."""
         ...
 
 
@@ -173,18 +174,23 @@ class TorchKernels:
 
     def update(self, state: RowState, rule: RowRule, step: RowStep) -> None:
         noise, index = _Noise(state.rows, step), step.index
+        refused = step.clip.isnan()
         g = step.gradient[: len(index)].float() * step.clip
         direction = g
         if state.first is not None:
-            direction = state.first[index].float().lerp_(g, 1 - rule.beta1)
-            state.first[index] = noise.rounded(direction, state.first.dtype, 16)
+            held = state.first[index]
+            direction = held.float().lerp(g, 1 - rule.beta1)
+            rounded = noise.rounded(direction, state.first.dtype, 16)
+            state.first[index] = torch.where(refused, held, rounded)
         squares = g.square() if state.second.ndim == 2 else g.square().mean(1)
-        squares = state.second[index] * rule.keep2 + rule.take2 * squares
-        state.second[index] = squares
+        held = state.second[index]
+        squares = held * rule.keep2 + rule.take2 * squares
+        state.second[index] = torch.where(refused, held, squares)
         scale = (squares.view(len(g), -1) * step.c2[:, None]).sqrt() + rule.eps
-        taken = state.rows[index].float() * step.decay[:, None]
+        held = state.rows[index]
+        taken = held.float() * step.decay[:, None]
         taken -= step.lr * step.c1[:, None] * direction / scale
-        state.rows[index] = noise.rounded(taken, state.rows.dtype, 0)
+        state.rows[index] = torch.where(refused, held, noise.rounded(taken, state.rows.dtype, 0))
 
 
 class _Noise:

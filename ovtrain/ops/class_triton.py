@@ -281,18 +281,22 @@ def _update(
     own = tl.program_id(0).to(tl.int64)
     row = tl.load(index + own)
     column = tl.arange(0, BLOCK)
-    inside = column < width
+    factor = tl.load(clip)
+    # No column where the factor is NaN: the step is refused.
+    columns = tl.where(tl.abs(factor) >= 0.0, width, 0)
+    inside = column < columns
     at = row * width + column
     noise = _noise(key, row + first_row, column)
-    g = _load(gradient + own * width + column, inside, 0.0) * tl.load(clip)
+    g = _load(gradient + own * width + column, inside, 0.0) * factor
     direction = g
     if first is not None:
         direction = _load(first + at, inside, 0.0)
         direction += take1 * (g - direction)
         _store(first + at, direction, noise >> 16, inside)
     if PER_ROW:
-        squares = keep2 * tl.load(second + row) + take2 * (tl.sum(g * g, 0) / width)
-        tl.store(second + row, squares)
+        held = tl.load(second + row)
+        squares = keep2 * held + take2 * (tl.sum(g * g, 0) / width)
+        tl.store(second + row, tl.where(tl.abs(factor) >= 0.0, squares, held))
     else:
         squares = keep2 * _load(second + at, inside, 0.0) + take2 * (g * g)
         tl.store(second + at, squares, inside)

@@ -54,7 +54,7 @@ class SparseRows:
         self.held = RowState(rows, first, second)
         self.steps = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
         self.paid = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        self.due = 0
+        self.due = torch.zeros((), dtype=torch.int64, device=rows.device)
         self.kernels = kernels_for(rows.device.type)
 
     @torch.no_grad()
@@ -66,13 +66,16 @@ class SparseRows:
     @torch.no_grad()
     def step(self, index: Tensor, gradient: Tensor, lr: float, step: int, clip: Tensor) -> None:
         """Update rows ``index`` (S,), unique, with ``gradient`` (>= S, D) times ``clip`` () in
-        training step ``step``. ``lr`` * weight_decay must be below 1."""
+        training step ``step``. ``lr`` * weight_decay must be below 1. Where ``clip`` is NaN the
+        step is refused: nothing changes, and nobody waits for the device to say so."""
         if self.dense:
             index, gradient = self._all(index, gradient)
-        self.due += round(-math.log1p(-lr * self.weight_decay) * UNITS)
+        taken = ~clip.isnan()
+        owing = round(-math.log1p(-lr * self.weight_decay) * UNITS)
+        self.due = self.due + owing * taken
         decay = self.pending(index)
-        self.paid[index] = self.due
-        count = self.steps[index] + 1
+        self.paid[index] = torch.where(taken, self.due, self.paid[index])
+        count = self.steps[index] + taken.int()
         self.steps[index] = count
         key = seed_for(self.seed, "rounding", step) & MASK
         own = RowStep(
@@ -119,5 +122,5 @@ class SparseRows:
         for name, tensor in own.items():
             if name != "owed":
                 tensor.copy_(state[name])
-        self.due = 0
+        self.due.zero_()
         self.paid.copy_(-state["owed"])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ from ovtrain.checkpoint import storage
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
+from ovtrain.data.batch import PackedBatch
+from ovtrain.data.loader import StepBatch
 from ovtrain.data.shards import ShardReader
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts, build
 from ovtrain.engine.run_directory import claim, describe
+from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
 from tests.helpers.shards import write_labels, write_shards
 
@@ -50,7 +56,11 @@ def write_setup(folder: Path, samples: int = 24) -> None:
 
 
 def base_config(
-    folder: Path, recompute: int = 0, heads: dict[str, Any] | None = None, **run: Any
+    folder: Path,
+    recompute: int = 0,
+    heads: dict[str, Any] | None = None,
+    guards: dict[str, Any] | None = None,
+    **run: Any,
 ) -> dict[str, Any]:
     return {
         "model": {"preset": "nano", "recompute": recompute},
@@ -72,6 +82,7 @@ def base_config(
         },
         "head": {"sample_rate": 0.3},
         "heads": heads or {},
+        "guards": guards or {},
         "optim": {"lr": 1e-3, "clip": 0.5},
         "run": {
             "steps": 20,
@@ -86,7 +97,7 @@ def base_config(
 
 
 def write_config(folder: Path, name: str, **run: Any) -> str:
-    """Path of a YAML whose run section has ``run`` on top (and ``recompute`` and ``heads``
+    """Path of a YAML whose run section has ``run`` on top (``recompute``, ``heads`` and ``guards``
     where they belong), its output in ``folder/name``."""
     path = folder / f"{name}.yaml"
     settings = {"out": str(folder / name)} | run
@@ -103,15 +114,11 @@ def typed_config(folder: Path, *overrides: str, **run: Any) -> TrainConfig:
 
 def fit(config: TrainConfig) -> Parts:
     """Train in this process, without a process group; its parts after the last step."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with keep_signals():
         claim(config)
         parts = build(config, world())
         describe(config, parts, world())
         assert Trainer(config, parts, world()).fit()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return parts
 
 
@@ -132,3 +139,80 @@ def computed(out: Path) -> list[dict[str, Any]]:
         {k: v for k, v in row.items() if k not in MEASURED and not k.startswith("data_ms/")}
         for row in metrics(out)
     ]
+
+
+@contextmanager
+def keep_signals() -> Iterator[None]:
+    """Whatever a trainer does to the handlers ends with the block."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def state_of(parts: Parts) -> dict[str, torch.Tensor]:
+    """Copies of all that this rank would save."""
+    return {
+        f"{file}/{key}": tensor.clone()
+        for part in parts.checkpoints.parts.values()
+        for file, tensors in part.files().items()
+        for key, tensor in tensors.items()
+    }
+
+
+def poison(
+    parts: Parts, place: str, value: float, *, step: int, sample: int
+) -> tuple[Callable[[], dict[str, torch.Tensor]], Callable[[], str]]:
+    """In the first micro-step of update ``step`` (0-based) the ``sample``-th sample of this rank
+    meets ``value`` in its embedding, in its loss's gradient or in the gradient that leaves the last
+    layer. Returns what gives the state before that update and the words that should name the
+    sample."""
+    seen: dict[str, Any] = {}
+    backend, sources, run = parts.step.backend, parts.step.sources, parts.step.run
+    forward, micro_step = backend.forward, sources.micro_step
+
+    def noted_run(batch: StepBatch, number: int) -> StepResult:
+        seen["now"] = number == step
+        if seen["now"]:
+            seen["state"] = state_of(parts)
+        return run(batch, number)
+
+    def hurt(x: torch.Tensor, rows: slice) -> torch.Tensor:
+        factor = torch.ones(len(x), *[1] * (x.ndim - 1), dtype=x.dtype)
+        factor[rows] = value
+        return x * factor
+
+    def poisoned_forward(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        if not seen["now"]:
+            return forward(batch)
+        source = parts.loader.sources[int(batch.source[sample])]
+        key = parts.loader.name_of(source.number, int(batch.key[sample]))
+        seen["name"] = f"source {source.config.name}, sample {key}"
+        first, last = batch.cu_seqlens[sample : sample + 2].tolist()
+        if place == "layer gradient":
+
+            def gradient(_module: object, _inputs: object, output: torch.Tensor) -> None:
+                output.register_hook(lambda g: hurt(g, slice(first, last)))
+
+            handle = parts.encoder.layers[-1].register_forward_hook(gradient)
+            tokens, pooled = forward(batch)
+            handle.remove()
+        else:
+            tokens, pooled = forward(batch)
+        if place == "embedding":
+            pooled = hurt(pooled, slice(sample, sample + 1))
+        return tokens, pooled
+
+    def poisoned_loss(*given: Any) -> Any:
+        result = micro_step(*given)
+        if seen["now"] and place == "loss gradient":
+            result = replace(result, gradient=hurt(result.gradient, slice(sample, sample + 1)))
+        seen["now"] = False  # one micro-step of it
+        return result
+
+    parts.step.run = noted_run  # type: ignore[method-assign]
+    backend.forward = poisoned_forward  # type: ignore[method-assign]
+    sources.micro_step = poisoned_loss  # type: ignore[method-assign]
+    return lambda: seen["state"], lambda: seen["name"]

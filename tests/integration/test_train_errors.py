@@ -13,6 +13,7 @@ import pytest
 
 from ovtrain import train
 from ovtrain.checkpoint import storage
+from ovtrain.checkpoint.restore import checkpoint_folder
 from ovtrain.schema.labels import LabelStore
 from tests.helpers.training import computed, fit, metrics, typed_config, write_config
 from tests.helpers.world import environment
@@ -121,17 +122,15 @@ def test_damaged_labels(error, folder: Path):
 def trained(folder: Path) -> Path:
     """Two steps of the run that ``error`` would continue; its newest checkpoint."""
     fit(typed_config(folder, backend="ddp", steps=2, out=str(folder / "run")))
-    found = storage.latest(folder / "run" / "checkpoints")
-    assert found is not None
-    return found
+    return checkpoint_folder(folder / "run")
 
 
 def test_a_damaged_checkpoint(error, trained: Path):
-    path = trained / storage.ENCODER
+    path = next(trained.glob("encoder-*"))
     path.write_bytes(path.read_bytes()[:-8])
     shown = error()
-    assert "encoder.safetensors is damaged" in shown
-    assert "delete this directory" in shown
+    assert "no checkpoint is sound" in shown
+    assert "encoder-00000-of-00001.safetensors is damaged" in shown
 
 
 def test_a_lost_class_range(error, trained: Path):
@@ -200,8 +199,6 @@ def test_a_terminated_process_saves_exits_with_75_and_resumes(folder: Path):
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 75
-    found = storage.latest(folder / "run" / "checkpoints")
-    assert found is not None
-    stopped = storage.read_state(found)["step"]
+    stopped = storage.read_state(checkpoint_folder(folder / "run"))["step"]
     assert computed(folder / "run")[-1]["step"] == stopped
     assert 0 < stopped < 2000

@@ -38,17 +38,32 @@ TWO_PROCESSES = {
     "zero2-2-accumulated": {"zero_stage": 2, "micro_batch": 2},
     "losses-zero1-2-accumulated": {**OTHER_LOSSES, "micro_batch": 2},
     "losses-zero2-2": {**OTHER_LOSSES, "zero_stage": 2},
-    # Last: DeepSpeed's stage 3 puts its own torch.nn.functional.linear into the process for good.
     "zero3-2": {"zero_stage": 3, "checkpoint_every": 9},
     "zero3-2-accumulated": {"zero_stage": 3, "micro_batch": 2, "recompute": 1},
     "losses-zero3-2": {**OTHER_LOSSES, "zero_stage": 3},
 }
-CONTINUED = {
-    "zero3-after-one-process": ("deepspeed-1", {"zero_stage": 3}),
-    "zero3-after-zero3": ("zero3-2", {"zero_stage": 3}),
-    "zero1-after-zero3": ("zero3-2", {"zero_stage": 1}),
+THREE_PROCESSES = {"zero2-3": {"zero_stage": 2}}
+FOUR_PROCESSES = {
+    "ddp-4-accumulated": {"backend": "ddp", "micro_batch": 2},
+    "zero1-4": {},
+    "zero3-4": {"zero_stage": 3},
 }
-"""Two processes that go on from the step-18 checkpoint of another run."""
+CONTINUED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
+    2: {
+        "zero3-after-one-process": ("deepspeed-1", {"zero_stage": 3}),
+        "zero3-after-zero3": ("zero3-2", {"zero_stage": 3}),
+        "zero1-after-zero3": ("zero3-2", {"zero_stage": 1}),
+    },
+    3: {
+        "zero2-on-3-after-zero3-on-2": ("zero3-2", {"zero_stage": 2}),
+        "zero3-on-3-after-zero1-on-2": ("deepspeed-2", {"zero_stage": 3}),
+    },
+    4: {
+        "zero2-on-4-after-zero3-on-2": ("zero3-2", {"zero_stage": 2}),
+        "zero3-on-4-after-zero1-on-2": ("deepspeed-2", {"zero_stage": 3, "micro_batch": 2}),
+    },
+}
+"""By number of processes: runs that go on from the step-18 checkpoint of another run."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,11 @@ def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         settings = UNEVEN | {"backend": "ddp", "out": str(folder / name)} | run
         fit(typed_config(folder, **settings))
     _launch(folder, 1, [_run(folder, name, run) for name, run in ONE_PROCESS.items()])
-    two = [_run(folder, name, run) for name, run in TWO_PROCESSES.items()]
-    two += [_run(folder, name, run, begin) for name, (begin, run) in CONTINUED.items()]
-    return Runs(folder, _launch(folder, 2, two))
+    found: dict[str, Any] = {}
+    straight = {2: TWO_PROCESSES, 3: THREE_PROCESSES, 4: FOUR_PROCESSES}
+    for processes, named in straight.items():
+        told = [_run(folder, name, run) for name, run in named.items()]
+        later = CONTINUED[processes].items()
+        told += [_run(folder, name, run, begin) for name, (begin, run) in later]
+        found[str(processes)] = _launch(folder, processes, told)
+    return Runs(folder, found["2"])

@@ -18,11 +18,14 @@ import torch.distributed as dist
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
+from ovtrain.data.loader import StepBatch
 from ovtrain.distributed import collectives
 from ovtrain.distributed.context import World, start_world, stop_world
-from ovtrain.engine.build import build
+from ovtrain.engine.build import Parts, build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
+from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
+from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from tests.helpers.training import begin_at
 
 
@@ -30,7 +33,7 @@ def gather_gradient(world: World) -> list[float]:
     """Rank r holds r + 1 rows of 3; each rank's loss is (rank + 1) * sum(w * gathered), so each
     row's
     gradient must be its weight times the sum of (rank + 1)."""
-    rows = 3
+    rows = world.size + 1
     mine = torch.ones(world.rank + 1, 2)
     gathered = collectives.all_gather_slots(mine, rows, world.group)
     weights = torch.arange(gathered.numel()).view_as(gathered).float()
@@ -44,7 +47,7 @@ def gather_gradient(world: World) -> list[float]:
 def check_collectives(world: World) -> dict[str, Any]:
     group, rank = world.group, world.rank
     error, total = gather_gradient(world)
-    ints = collectives.all_gather_padded(torch.full((rank + 1,), rank), 2, group, fill=-1)
+    ints = collectives.all_gather_padded(torch.full((rank + 1,), rank), world.size, group, fill=-1)
     number = torch.tensor(float(rank + 1))
     return {
         "gather_gradient_error": collectives.gather_objects(error, group),
@@ -64,7 +67,50 @@ def train(path: str, begin: str, world: World) -> None:
         if world.is_main:
             begin_at(Path(config.run.out), Path(begin))
         dist.barrier(world.group)
-    assert Trainer(config, build(config, world), world).fit()
+    parts = build(config, world)
+    met = Trace(parts)
+    assert Trainer(config, parts, world).fit()
+    told = collectives.gather_objects(met.steps, world.group)
+    if world.is_main:
+        (Path(config.run.out) / "trace.json").write_text(json.dumps(joined(told)))
+
+
+def joined(told: list[list[dict[str, list[int]]]]) -> list[dict[str, list[int]]]:
+    """Per step, what the ranks met, one behind the other."""
+    return [
+        {name: [x for own in ranks for x in own[name]] for name in ranks[0]}
+        for ranks in zip(*told, strict=True)
+    ]
+
+
+class Trace:
+    """What a rank meets in each step: ``samples/SOURCE``, keys in the order of the stream, and
+    ``rows/SOURCE``, the class rows that are drawn."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.steps: list[dict[str, list[int]]] = []
+        self.parts, self.run = parts, parts.step.run
+        parts.step.run = self._run  # type: ignore[method-assign]
+        for source in parts.heads:
+            self._watch(source.head)
+
+    def _run(self, batch: StepBatch, step: int) -> StepResult:
+        met = self.steps
+        met.append({})
+        for source in self.parts.loader.sources:
+            keys = [m.key[(m.source == source.number) & (m.key != 0)] for m in batch.micro]
+            met[-1][f"samples/{source.config.name}"] = torch.cat(keys).tolist()
+        return self.run(batch, step)
+
+    def _watch(self, head: ClassShardedHead) -> None:
+        plan = head.plan
+
+        def noted(*given: Any) -> Plan:
+            made = plan(*given)
+            self.steps[-1][f"rows/{head.source}"] = made.ids.tolist()
+            return made
+
+        head.plan = noted  # type: ignore[method-assign]
 
 
 def main(out: str, *runs: str) -> None:

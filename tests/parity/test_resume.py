@@ -5,6 +5,7 @@ randomness is a function of (seed, role, counter) and the restored state is the 
 state.
 """
 
+import json
 import os
 import random
 import signal
@@ -16,7 +17,9 @@ import pytest
 import torch
 
 from ovtrain.checkpoint import storage
-from ovtrain.checkpoint.restore import open_run
+from ovtrain.checkpoint.encoder_shards import EncoderReader
+from ovtrain.checkpoint.restore import checkpoint_folder, open_run
+from ovtrain.checkpoint.tensor_files import read_tensors
 from ovtrain.heads.reshard import file_name
 from tests.helpers.training import (
     begin_at,
@@ -32,13 +35,11 @@ from tests.parity.conftest import CONTINUED, UNEVEN, Runs
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, by file and name."""
-    folder = storage.latest(out / "checkpoints")
-    assert folder is not None
-    storage.check(folder)
+    folder = checkpoint_folder(out)
     return {
         f"{path.name}/{name}": tensor
         for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in storage.read_tensors(path).items()
+        for name, tensor in read_tensors(path).items()
     }
 
 
@@ -132,11 +133,26 @@ def test_two_ranks_checkpoint_goes_on_on_one_process(runs: Runs, name: str):
     assert [head.head.hi for head in parts.heads] == [40, 23]
 
 
-@pytest.mark.parametrize("name", CONTINUED)
-def test_a_checkpoint_goes_on_under_another_stage(runs: Runs, name: str):
-    """From one rank of stage 1 to two of stage 3, and from stage 3 to 1, on two processes."""
-    before, _ = CONTINUED[name]
-    assert_last_two_steps(runs.out(name), runs.out(before))
+LATER = {name: begin for named in CONTINUED.values() for name, (begin, _) in named.items()}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_checkpoint_goes_on_under_another_stage_and_number_of_processes(runs: Runs, name: str):
+    """From stage 1 to 3, 3 to 2 and 3 to 1; from one process to two, from two to three and four."""
+    assert_last_two_steps(runs.out(name), runs.out(LATER[name]))
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_it_meets_the_same_samples_in_the_same_order_and_draws_the_same_rows(runs: Runs, name: str):
+    found, wanted = trace(runs.out(name)), trace(runs.out(LATER[name]))
+    assert len(wanted) == 20
+    assert found == wanted[-2:]
+    for kind in ("samples/video", "samples/image", "rows/video", "rows/image"):
+        assert found[0][kind] != found[1][kind]
+
+
+def trace(out: Path) -> list[dict[str, list[int]]]:
+    return json.loads((out / "trace.json").read_text())
 
 
 def test_stage_3_resumes_bit_identical(runs: Runs):
@@ -148,9 +164,10 @@ def test_stage_3_resumes_bit_identical(runs: Runs):
 def test_open_run_gives_the_trained_encoder(killed: Path):
     encoder, config = open_run(killed)
     assert (config.run.global_batch, config.model.preset) == (7, "nano")
-    saved = tensors(killed)
+    reader = EncoderReader(checkpoint_folder(killed))
+    assert reader.steps == 20
     for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, saved[f"{storage.ENCODER}/param/{name}"])
+        assert torch.equal(tensor.flatten(), reader.read("param", name, 0, tensor.numel()))
 
 
 @pytest.mark.full

@@ -9,12 +9,24 @@ with room, and far below any wrong factor (a missing 1 / world size is 1).
 import pytest
 
 from tests.helpers.training import metrics
-from tests.parity.conftest import ONE_PROCESS, TWO_PROCESSES, Runs
+from tests.parity.conftest import (
+    FOUR_PROCESSES,
+    ONE_PROCESS,
+    THREE_PROCESSES,
+    TWO_PROCESSES,
+    Runs,
+)
 
 RELATIVE = 1e-5
 OTHERS = [
     name
-    for name in ("plain-accumulated", *ONE_PROCESS, *TWO_PROCESSES)
+    for name in (
+        "plain-accumulated",
+        *ONE_PROCESS,
+        *TWO_PROCESSES,
+        *THREE_PROCESSES,
+        *FOUR_PROCESSES,
+    )
     if not name.startswith("losses")
 ]
 LOSSES = [name for name in TWO_PROCESSES if name.startswith("losses")]

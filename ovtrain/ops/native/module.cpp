@@ -216,6 +216,7 @@ void update_rows(Array rows, std::optional<Array> first, Moments second,
     float* const held = second.data();
     nb::gil_scoped_release release;
     check_index(index.data(), count, w.rows);
+    if (std::isnan(*clip.data())) return;  // the step is refused
     const Step step{*clip.data(), lr, beta1, keep2, take2, eps, key};
 #pragma omp parallel num_threads(threads)
     {

@@ -8,6 +8,7 @@ import torch
 
 from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.state import HeadPart
+from ovtrain.checkpoint.tensor_files import write_tensors
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.heads.class_sharded import ClassShardedHead
@@ -45,6 +46,11 @@ def train(found: list[HeadPart], steps: range) -> None:
             part.optimizer.step(ids - part.head.lo, gradient[ids], 1e-2, step, torch.tensor(0.7))
 
 
+def write(part: HeadPart, folder: Path) -> None:
+    for name, tensors in part.files().items():
+        write_tensors(folder / name, tensors)
+
+
 def whole(found: list[HeadPart]) -> dict[str, torch.Tensor]:
     states = [part.optimizer.state() for part in found]
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
@@ -56,8 +62,8 @@ def test_another_world_size_goes_on_to_the_bit(tmp_path: Path, optimizer: str):
     train(straight, range(9))
     two = parts(2, optimizer)
     train(two, range(5))
-    for rank, part in enumerate(two):
-        part.save(tmp_path, world(rank, 2))
+    for part in two:
+        write(part, tmp_path)
     write_json(tmp_path / storage.STATE, {"classes": {"v": CLASSES}})
     three = parts(3, optimizer)
     for part in three:
@@ -72,7 +78,7 @@ def test_another_world_size_goes_on_to_the_bit(tmp_path: Path, optimizer: str):
 @pytest.mark.parametrize("other", ["rowwise_adagrad", "adamw"])
 def test_the_state_of_another_optimizer_is_refused(tmp_path: Path, other: str):
     (saved,) = parts(1, "rowwise_adamw")
-    saved.save(tmp_path, world())
+    write(saved, tmp_path)
     write_json(tmp_path / storage.STATE, {"classes": {"v": CLASSES}})
     (part,) = parts(1, other)
     with pytest.raises(CheckpointError, match="another optimizer or width"):

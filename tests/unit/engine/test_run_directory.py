@@ -97,7 +97,7 @@ def test_checkpoints_hold_the_documented_files(config: TrainConfig):
     step = Path(config.run.out) / "checkpoints" / "step-00000002"
     names = sorted(path.name for path in step.iterdir())
     assert names == [
-        "encoder.safetensors",
+        "encoder-00000-of-00001.safetensors",
         "head-image-000000000-000000023.safetensors",
         "head-video-000000000-000000040.safetensors",
         "manifest.json",
@@ -107,4 +107,6 @@ def test_checkpoints_hold_the_documented_files(config: TrainConfig):
     assert state["step"] == 2
     assert state["world_size"] == 1
     assert state["classes"] == {"video": 40, "image": 23}
+    assert state["config"]["run"]["steps"] == 2
+    assert state["code"]
     assert state["train"]["consumed"] == {"video": 8, "image": 8}

@@ -319,6 +319,23 @@ def test_update(kernels: Kernels, dtype, width: int, first: torch.dtype | None, 
     assert (found.rows[~left] != before[~left]).any(1).all()
 
 
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("first", [None, *BOTH])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_a_clip_factor_that_is_no_number_changes_nothing(
+    kernels: Kernels, dtype, first: torch.dtype | None, per_row: bool
+):
+    state, kept = (row_state(48, dtype, first, per_row) for _ in range(2))
+    step = row_step(48, dtype)
+    gradient = torch.full_like(step.gradient, float("nan"))
+    for harmed in (step.gradient, gradient):
+        refused = replace(step, gradient=harmed, clip=torch.tensor(float("nan"), device=DEVICE))
+        kernels.update(state, RULE, refused)
+    for name in ("rows", "first", "second"):
+        mine, its = getattr(state, name), getattr(kept, name)
+        assert (mine is None and its is None) or torch.equal(mine, its), name
+
+
 @pytest.mark.parametrize("first_row", [0, 5, 2**31 - 2, 2**32 - 3, 2**33 + 1])
 @pytest.mark.parametrize("key", [0, 1, 2**31, 2**32 - 1])
 def test_rounding_uses_the_same_bits_as_the_reference(kernels: Kernels, key: int, first_row: int):

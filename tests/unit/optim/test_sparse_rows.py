@@ -52,6 +52,19 @@ def adamw(start: Tensor, steps: list[Tensor]) -> Tensor:
     return parameter.detach()
 
 
+@pytest.mark.parametrize("name", ["adamw", "rowwise_adamw", "rowwise_adagrad"])
+def test_a_refused_step_leaves_rows_moments_counts_and_debts_alone(rows: Tensor, name: str):
+    sparse = optimizer(rows, optimizer=name)
+    first, second, third = gradients(3)
+    sparse.step(torch.tensor([0, 2]), first[[0, 2]], LR, 0, ONE)
+    before = {key: tensor.clone() for key, tensor in sparse.state().items()}
+    sparse.step(torch.tensor([1, 2]), second[[1, 2]] * math.nan, LR, 1, ONE * math.nan)
+    for key, tensor in sparse.state().items():
+        assert torch.equal(tensor, before[key]), key
+    sparse.step(torch.tensor([1, 2]), third[[1, 2]], LR, 2, ONE)
+    assert sparse.steps.tolist() == [1, 1, 2, 0, 0, 0, 0]
+
+
 PARTS = [[0, 1, 2], [2, 3], [0, 2, 5, 6], [2], [1, 2, 6]]
 
 
