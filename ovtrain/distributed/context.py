@@ -13,6 +13,7 @@ from hashlib import blake2b
 import torch
 import torch.distributed as dist
 
+from ovtrain.config.step_plan import split
 from ovtrain.schema.isolated import die_with
 
 
@@ -33,11 +34,6 @@ class World:
     def slice_of(self, count: int) -> range:
         """This rank's near-even contiguous part of ``count`` items."""
         return split(count, self.rank, self.size)
-
-
-def split(count: int, part: int, parts: int) -> range:
-    """Part ``part`` of ``count`` items cut into ``parts`` near-even contiguous ranges."""
-    return range(count * part // parts, count * (part + 1) // parts)
 
 
 def die_with_launcher() -> None:
