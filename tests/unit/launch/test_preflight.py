@@ -62,6 +62,14 @@ def test_all_data_problems_come_at_once(config, tmp_path):
     found.check("x", allow_missing_data=True)
 
 
+def test_a_start_from_a_folder_in_the_public_format_is_known(config, tmp_path):
+    (tmp_path / "public").mkdir()
+    config = replace(config, run=replace(config.run, init_from=str(tmp_path / "public")))
+    assert "in the public format" in preflight(config, world=1).data[0]
+    (tmp_path / "public" / "config.json").write_text("{}")
+    assert preflight(config, world=1).data == []
+
+
 def test_labels_of_other_shards_are_refused(config, tmp_path):
     manifest = replace(ShardManifest.read(tmp_path / "image"), fingerprint="f" * 32)
     write_labels(tmp_path / "other", manifest, keys_of(tmp_path / "image"), classes=7)
