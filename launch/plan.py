@@ -1,7 +1,8 @@
 """What a training config will cost, from formulas alone: ``ovtrain plan CONFIG``.
 
-Tokens and FLOPs count one optimizer step of all ranks. Sources whose shards are not here yet are
-counted by their name (``image`` or ``ocr`` in it: one picture; else video).
+Tokens and FLOPs count one optimizer step of all ranks; what each rank holds: ``launch.ranks``.
+Sources whose shards are not here yet are counted by their name (``image``, ``document`` or ``ocr``
+in it: one picture; else video), heads whose labels are not by the classes that the config expects.
 """
 
 from __future__ import annotations
@@ -9,24 +10,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.ranks import RankPlan, rank_lines, rank_plan
 from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import encoder, head, tokens
+from ovtrain.costs import encoder, tokens
 from ovtrain.schema.errors import OvtrainError
 from ovtrain.schema.labels import read_description
 from ovtrain.schema.manifest import ShardManifest
-from ovtrain.schema.sample import KINDS
+
+WORDS = {"image": "image", "document": "document", "ocr": "document", "video": "video"}
+"""Words in the names of sources, and the kinds that they mean."""
 
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """One source's part of a step; ``classes`` is None while its labels do not exist."""
+    """One source's part of a step, pictures of ``size`` pixels a side; ``longest``: tokens of its
+    longest sample; ``classes`` is None where it trains no head, or one of unknown classes."""
 
     name: str
     kind: str
+    size: int
     samples: int
+    longest: int
     tokens: float
     flops: float
+    trains_head: bool
     classes: int | None
 
 
@@ -34,10 +42,9 @@ class SourcePlan:
 class Plan:
     parameters: int
     steps: int
-    nproc: int
-    width: int
-    state_bytes: int
+    world: int
     sources: tuple[SourcePlan, ...]
+    rank: RankPlan
 
     @property
     def tokens(self) -> float:
@@ -48,39 +55,43 @@ class Plan:
         return sum(source.flops for source in self.sources)
 
 
-def make_plan(config: TrainConfig, nproc: int) -> Plan:
-    """Costs of ``config`` on ``nproc`` ranks."""
-    size, run = config.model.size, config.run
-    parameters = encoder.parameters(size, config.model.patch)
+def make_plan(config: TrainConfig, world: int) -> Plan:
+    """Costs of ``config`` on ``world`` ranks."""
+    run = config.run
     counts = mixture_counts(config.data.sources, run.global_batch)
+    sources = tuple(
+        _source_plan(config, source, count)
+        for source, count in zip(config.data.sources, counts, strict=True)
+    )
     return Plan(
-        parameters=parameters,
-        steps=run.total_steps,
-        nproc=nproc,
-        width=size.width,
-        state_bytes=encoder.state_bytes(parameters, nproc, run.zero_stage, run.precision),
-        sources=tuple(
-            _source_plan(config, source, count)
-            for source, count in zip(config.data.sources, counts, strict=True)
-        ),
+        encoder.parameters(config.model.size, config.model.patch),
+        run.total_steps,
+        world,
+        sources,
+        rank_plan(config, world, [s.longest for s in sources], [s.classes for s in sources]),
     )
 
 
 def _source_plan(config: TrainConfig, source: SourceConfig, samples: int) -> SourcePlan:
     data, model = config.data, config.model
-    kind = kind_of(source)
-    lengths = tokens.per_view(data.size, model.patch, data.token_budget, data.chunks)
+    kind, size = kind_of(source), data.size_of(source)
+    lengths = tokens.per_view(size, model.patch, data.token_budget, data.chunks)
     if kind != "video":
         shares = {"image": 1.0}
     else:
         shares = {v: getattr(data.views, v) for v in ("codec", "frames", "tiling")}
-    per_sample = flops = 0.0
-    for view, share in shares.items():
-        kept = round(lengths[view] * data.augment.token_keep)
-        per_sample += share * kept
-        flops += share * encoder.training_flops(model.size, kept, model.patch)
+    kept = {v: max(1, round(lengths[v] * data.augment.token_keep)) for v, x in shares.items() if x}
+    flops = {v: encoder.training_flops(model.size, n, model.patch) for v, n in kept.items()}
     return SourcePlan(
-        source.name, kind, samples, samples * per_sample, samples * flops, classes_of(source)
+        source.name,
+        kind,
+        size,
+        samples,
+        max(kept.values()),
+        samples * sum(shares[v] * n for v, n in kept.items()),
+        samples * sum(shares[v] * x for v, x in flops.items()),
+        bool(source.labels),
+        classes_of(source),
     )
 
 
@@ -89,47 +100,42 @@ def kind_of(source: SourceConfig) -> str:
     try:
         return ShardManifest.read(source.shards).kind
     except OvtrainError:
-        kinds = [kind for kind in KINDS if kind in source.name]
-        return kinds[0] if kinds else "video"
+        found = (kind for word, kind in WORDS.items() if word in source.name)
+        return next(found, "video")
 
 
 def classes_of(source: SourceConfig) -> int | None:
-    """Classes of a source's label store; None where it is not there (yet)."""
+    """Classes of a source's label store or, while it is not there, those that are expected."""
+    expected = source.classes or None
     if not source.labels or not (Path(source.labels) / "store.json").is_file():
-        return None
+        return expected
     try:
         return int(read_description(source.labels, "labels")["classes"])
     except OvtrainError:
-        return None
+        return expected
 
 
 def plan_lines(config: TrainConfig, plan: Plan) -> list[str]:
     """The plan as text."""
-    lines = [
-        f"encoder      {config.model.preset}: {plan.parameters:,} parameters, "
-        f"{plan.state_bytes / 2**30:.2f} GiB of training state per rank "
-        f"(ZeRO {config.run.zero_stage}, {config.run.precision})",
-        f"run          {plan.steps:,} steps of {config.run.global_batch:,} samples "
-        f"on {plan.nproc} ranks",
+    run = config.run
+    return [
+        f"encoder      {config.model.preset}: {plan.parameters:,} parameters",
+        f"run          {plan.steps:,} steps of {run.global_batch:,} samples on {plan.world} ranks",
         f"step         {plan.tokens:,.0f} tokens, {plan.flops:.3e} training FLOPs",
         f"whole run    {plan.tokens * plan.steps:.3e} tokens, {plan.flops * plan.steps:.3e} FLOPs",
+        *(_source_line(config, source) for source in plan.sources),
+        *rank_lines(config, plan.rank),
     ]
-    return lines + [_source_line(config, plan, source) for source in plan.sources]
 
 
-def _source_line(config: TrainConfig, plan: Plan, source: SourcePlan) -> str:
+def _source_line(config: TrainConfig, source: SourcePlan) -> str:
     text = (
-        f"source       {source.name} ({source.kind}): {source.samples} samples, "
-        f"{source.tokens:,.0f} tokens per step"
+        f"source       {source.name} ({source.kind}, {source.size} px): {source.samples:,} "
+        f"samples, {source.tokens:,.0f} tokens per step"
     )
+    if not source.trains_head:
+        return text + ", no head"
     if source.classes is None:
         return text + ", head unknown until its labels exist"
-    own = config.head_of(source.name)
-    rows = head.rows_per_rank(source.classes, plan.nproc)
-    shape = (source.classes, plan.width, plan.nproc)
-    size = head.weight_bytes(*shape, own.rows)
-    size += head.optimizer_bytes(*shape, own.optimizer, own.moments)
-    return text + (
-        f", head {source.classes:,} classes, {rows:,} rows ({size / 2**30:.3f} GiB) per rank, "
-        f"{round(own.sample_rate * source.classes):,} sampled per step"
-    )
+    sampled = round(config.head_of(source.name).sample_rate * source.classes)
+    return text + f", head of {source.classes:,} classes, {sampled:,} sampled per step"

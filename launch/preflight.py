@@ -13,7 +13,7 @@ from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
 from ovtrain.schema.errors import ConfigError, OvtrainError
-from ovtrain.schema.labels import check_fingerprint, read_description
+from ovtrain.schema.labels import check_classes, check_fingerprint, read_description
 from ovtrain.schema.manifest import ShardManifest
 
 
@@ -32,28 +32,28 @@ class Findings:
             raise ConfigError(where, "\n  ".join(["", *counted]) if counted[1:] else counted[0])
 
 
-def preflight(config: TrainConfig, nproc: int) -> Findings:
-    """Everything that can be known to be wrong before training starts."""
+def preflight(config: TrainConfig, world: int) -> Findings:
+    """Everything that can be known to be wrong before training starts on ``world`` ranks."""
     found = Findings(config=problems(config))
     if not found.config:
-        found.config += _batch_problems(config, nproc)
+        found.config += _batch_problems(config, world)
         for source in config.data.sources:
             _check_source(config, source, found)
         _check_start(config.run.init_from, found)
     return found
 
 
-def _batch_problems(config: TrainConfig, nproc: int) -> list[str]:
+def _batch_problems(config: TrainConfig, world: int) -> list[str]:
     """Each source's share of the global batch gives every rank at least one sample."""
     counts = mixture_counts(config.data.sources, config.run.global_batch)
     total = sum(source.share for source in config.data.sources)
     found: list[str] = []
     for source, count in zip(config.data.sources, counts, strict=True):
-        if count < nproc:
-            needed = -(-nproc * total // source.share)
+        if count < world:
+            needed = -(-world * total // source.share)
             found.append(
                 f"run.global_batch={config.run.global_batch} gives source {source.name} {count} "
-                f"samples for {nproc} ranks; use at least {needed:.0f}, or fewer ranks"
+                f"samples for {world} ranks; use at least {needed:.0f}, or fewer ranks"
             )
     return found
 
@@ -65,7 +65,7 @@ def _check_source(config: TrainConfig, source: SourceConfig, found: Findings) ->
     except OvtrainError as error:
         found.data.append(f"source {source.name}: {error}")
         return
-    found.data += [f"source {source.name}: {text}" for text in _mismatches(config, manifest)]
+    found.data += [f"source {source.name}: {t}" for t in _mismatches(config, source, manifest)]
     found.notes.append(
         f"source {source.name}: {manifest.samples:,} samples in {len(manifest.shards)} shards"
     )
@@ -73,16 +73,17 @@ def _check_source(config: TrainConfig, source: SourceConfig, found: Findings) ->
         _check_labels(config, source, manifest, found)
 
 
-def _mismatches(config: TrainConfig, manifest: ShardManifest) -> list[str]:
-    """Geometry of the shards against the config."""
-    asked = {"patch": config.model.patch}
+def _mismatches(config: TrainConfig, source: SourceConfig, manifest: ShardManifest) -> list[str]:
+    """Geometry of the shards against the config, and the token budget against clips' own side."""
+    asked, size, budget = {"patch": config.model.patch}, config.data.size_of(source), list[str]()
     if manifest.kind == "video":
         asked |= {"frames": config.data.clip_frames}
         # Larger clips are cropped.
         for side in ("height", "width"):
-            if getattr(manifest, side) < config.data.size:
-                asked[side] = config.data.size
-    return [
+            if getattr(manifest, side) < size:
+                asked[side] = size
+        budget = config.data.video_problems(size, config.model.patch)
+    return budget + [
         f"{source_key}={getattr(manifest, source_key)} in the shards, the config asks {value}; "
         "prepare the data again or change the config"
         for source_key, value in asked.items()
@@ -96,6 +97,7 @@ def _check_labels(
     try:
         about = read_description(source.labels, "labels")
         check_fingerprint(Path(source.labels), about, manifest.fingerprint)
+        check_classes(source.name, source.labels, int(about["classes"]), source.classes)
     except OvtrainError as error:
         found.data.append(f"source {source.name}: {error}")
         return
@@ -123,6 +125,9 @@ def _centroid_problems(source: SourceConfig, classes: int, width: int) -> list[s
 
 def _check_start(init_from: str, found: Findings) -> None:
     folder = Path(init_from)
-    saved = ("checkpoints/latest", "latest", "encoder.safetensors")
+    saved = ("checkpoints/latest", "latest", "encoder.safetensors", "config.json")
     if init_from and not any((folder / name).is_file() for name in saved):
-        found.data.append(f"run.init_from={init_from}: no checkpoint here; train that stage first")
+        found.data.append(
+            f"run.init_from={init_from}: no checkpoint here; train that stage first, or name a "
+            "folder in the public format"
+        )

@@ -25,7 +25,17 @@ def nproc_option(function: F) -> F:
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Processes on this machine, one per GPU.",
+        help="Processes per node, one per GPU.",
+    )(function)
+
+
+def nodes_option(function: F) -> F:
+    return click.option(
+        "--nodes",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Nodes of --nproc processes to plan for.",
     )(function)
 
 

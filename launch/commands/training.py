@@ -8,6 +8,7 @@ import click
 
 from launch.commands.options import (
     load_training,
+    nodes_option,
     nproc_option,
     overrides,
     run_job,
@@ -19,39 +20,50 @@ from launch.commands.options import (
 @click.argument("config")
 @overrides
 @nproc_option
+@nodes_option
 @click.option("--dry-run", is_flag=True, help="Print config, plan and preflight; start nothing.")
 @click.option(
     "--allow-missing-data", is_flag=True, help="With --dry-run: data that is not here is a warning."
 )
 def train(
-    config: str, overrides: tuple[str, ...], nproc: int, dry_run: bool, allow_missing_data: bool
+    config: str,
+    overrides: tuple[str, ...],
+    nproc: int,
+    nodes: int,
+    dry_run: bool,
+    allow_missing_data: bool,
 ) -> int:
     """Train CONFIG on this machine.
 
-    CONFIG is a path or a shipped name. The same command resumes an interrupted run."""
+    CONFIG is a path or a shipped name. The same command resumes an interrupted run. With --dry-run
+    the plan may be that of a cluster: --nodes 16 --nproc 8."""
     from launch.local import run_training
     from launch.preflight import preflight
 
     if allow_missing_data and not dry_run:
         raise click.UsageError("--allow-missing-data needs --dry-run")
-    resolved = load_training(config, overrides)
+    if nodes > 1 and not dry_run:
+        raise click.UsageError(
+            f"--nodes {nodes} needs --dry-run; several nodes are started by `ovtrain launch slurm`"
+        )
     if dry_run:
-        return _dry_run(config, overrides, nproc, allow_missing_data)
+        return _dry_run(config, overrides, nodes * nproc, allow_missing_data)
+    resolved = load_training(config, overrides)
     preflight(resolved, nproc).check(config)
     out = Path(resolved.run.out)
     return run_training(write_resolved(resolved, out / "launch.yaml"), out, nproc)
 
 
-def _dry_run(name: str, overrides: tuple[str, ...], nproc: int, allow_missing_data: bool) -> int:
+def _dry_run(name: str, overrides: tuple[str, ...], world: int, allow_missing_data: bool) -> int:
     from launch.plan import make_plan, plan_lines
     from launch.preflight import preflight
     from ovtrain.config.load import to_yaml
 
     config = load_training(name, overrides)
-    found = preflight(config, nproc)
+    found = preflight(config, world)
     click.echo(to_yaml(config))
     if not found.config:
-        click.echo("\n".join(plan_lines(config, make_plan(config, nproc))))
+        click.echo("\n".join(plan_lines(config, make_plan(config, world))))
     for note in found.notes:
         click.echo(f"preflight    {note}")
     if allow_missing_data:
@@ -67,16 +79,17 @@ def _dry_run(name: str, overrides: tuple[str, ...], nproc: int, allow_missing_da
 @click.argument("config")
 @overrides
 @nproc_option
-def plan(config: str, overrides: tuple[str, ...], nproc: int) -> int:
+@nodes_option
+def plan(config: str, overrides: tuple[str, ...], nproc: int, nodes: int) -> int:
     """Print what training CONFIG costs.
 
-    Parameters, tokens and FLOPs per step, head rows per rank."""
+    Parameters, tokens and FLOPs per step; state, class rows, samples and activations per rank."""
     from launch.plan import make_plan, plan_lines
     from ovtrain.config.validate import validate
 
     resolved = load_training(config, overrides)
     validate(resolved, config)
-    click.echo("\n".join(plan_lines(resolved, make_plan(resolved, nproc))))
+    click.echo("\n".join(plan_lines(resolved, make_plan(resolved, nodes * nproc))))
     return 0
 
 

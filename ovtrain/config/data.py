@@ -29,7 +29,8 @@ class SourceConfig:
 
     ``labels: ""`` means that the source trains no head. ``centroids``: folder of the CentroidStore
     that ``head.init: centroids`` starts its rows from. ``flip: false`` where a mirrored picture
-    would be a wrong one: text, directions.
+    would be a wrong one: text, directions. ``size``: its picture side in pixels, 0 for
+    ``data.size``. ``classes``: how many its labels must have; 0 takes what they have.
     """
 
     name: str = ""
@@ -39,6 +40,8 @@ class SourceConfig:
     share: float = 1.0
     weight: float = 1.0
     flip: bool = True
+    size: int = 0
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class AugmentConfig:
                  largest square at its centre.
     crop_aspect  least and greatest width over height of what is shown, before it is made square.
 
-    Clips that are stored larger than ``data.size`` are cropped at random on their patch grid.
+    Clips that are stored larger than they are shown are cropped at random on their patch grid.
     Documents are shown whole, scaled to a square, and never mirrored.
     """
 
@@ -116,7 +119,7 @@ def _range(values: Sequence[float], most: float) -> bool:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """size             picture side in pixels
+    """size             picture side in pixels, of sources that name none of their own
     clip_frames        frames of a clip, all of them on the 64-grid
     token_budget       tokens per video sample
     chunks             frames of the frames and tiling views
@@ -150,6 +153,33 @@ class DataConfig:
     shard_cache_gib: float = 200.0
     max_bad_in_a_row: int = 100
 
+    def size_of(self, source: SourceConfig) -> int:
+        """Picture side of a source, in pixels."""
+        return source.size or self.size
+
+    @property
+    def largest_size(self) -> int:
+        """The largest picture side of all sources."""
+        return max((self.size_of(source) for source in self.sources), default=self.size)
+
+    def video_problems(self, size: int, patch: int) -> list[str]:
+        """What the token budget breaks for clips shown at ``size``, a multiple of ``patch``."""
+        side = size // patch
+        per_frame, budget = side * side, self.token_budget
+        found: list[str] = []
+        if self.views.frames + self.views.tiling > 0 and budget != self.chunks * per_frame:
+            found.append(
+                f"data.token_budget={budget} with views frames and tiling must be data.chunks="
+                f"{self.chunks} times {per_frame} ({side}x{side} patches per frame); "
+                f"use {self.chunks * per_frame}"
+            )
+        if not per_frame <= budget <= self.clip_frames * per_frame:
+            found.append(
+                f"data.token_budget={budget}; allowed: {per_frame} (one frame) to "
+                f"{self.clip_frames * per_frame} (the whole clip)"
+            )
+        return found
+
     def problems(self) -> list[str]:
         found = self.views.problems() + self.augment.problems()
         if not self.sources:
@@ -163,8 +193,10 @@ class DataConfig:
         if len(set(names)) != len(names) or "" in names:
             found.append(f"data.sources names {names}; each needs a name of its own")
         for source in self.sources:
-            of_source = {POSITIVE: ("share",), NOT_NEGATIVE: ("weight",)}
+            of_source = {POSITIVE: ("share",), NOT_NEGATIVE: ("weight", "size", "classes")}
             found += broken(source, f"source {source.name}: ", of_source)
+            if source.classes and not source.labels:
+                found.append(f"source {source.name}: classes has no effect without labels")
         found += not_among(self, "data.", {"decoder": DECODERS})
         sizes = ("size", "clip_frames", "token_budget", "chunks")
         bounds = ("sample_timeout_s", "worker_memory_mib", "prefetch", "max_bad_in_a_row")

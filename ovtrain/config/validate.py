@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovtrain.config.data import mixture_counts
+from ovtrain.config.data import DataConfig, mixture_counts
 from ovtrain.config.load import raise_problems
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import ConfigError
@@ -58,29 +58,31 @@ def _of_heads(config: TrainConfig) -> list[str]:
     return found
 
 
+def _of_sizes(data: DataConfig, patch: int) -> list[str]:
+    """Picture sides against patches and the token budget. Which sources are videos stands in their
+    shards alone: here the budget has to fit one of the sides, the loader and the preflight look at
+    each video source's own."""
+    wanted = {"data.size": data.size}
+    wanted |= {f"source {source.name}: size": source.size for source in data.sources if source.size}
+    found: list[str] = []
+    for key, size in wanted.items():
+        if size % patch:
+            below = max(size // patch, 1) * patch
+            found.append(
+                f"{key}={size} must be a multiple of model.patch={patch}; "
+                f"use {below} or {below + patch}"
+            )
+    if found:
+        return found
+    by_size = [data.video_problems(data.size_of(source), patch) for source in data.sources]
+    return [] if [] in by_size else list(dict.fromkeys(p for found in by_size for p in found))
+
+
 def _spanning(config: TrainConfig) -> list[str]:
     found: list[str] = []
-    data, patch = config.data, config.model.patch
-    if data.size % patch:
-        below = max(data.size // patch, 1) * patch
-        found.append(
-            f"data.size={data.size} must be a multiple of model.patch={patch}; "
-            f"use {below} or {below + patch}"
-        )
-        return found
-    per_frame = (data.size // patch) ** 2
-    budget = data.token_budget
-    if data.views.frames + data.views.tiling > 0 and budget != data.chunks * per_frame:
-        found.append(
-            f"data.token_budget={budget} with views frames and tiling must be data.chunks="
-            f"{data.chunks} times {per_frame} ({data.size // patch}x{data.size // patch} patches "
-            f"per frame); use {data.chunks * per_frame}"
-        )
-    if not per_frame <= budget <= data.clip_frames * per_frame:
-        found.append(
-            f"data.token_budget={budget}; allowed: {per_frame} (one frame) to "
-            f"{data.clip_frames * per_frame} (the whole clip)"
-        )
+    data = config.data
+    if sizes := _of_sizes(data, config.model.patch):
+        return sizes
     virtual = config.model.rope_frames
     if virtual is not None and data.clip_frames > virtual:
         found.append(

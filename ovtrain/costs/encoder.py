@@ -1,4 +1,4 @@
-"""Encoder costs from its sizes alone: parameters, FLOPs, bytes of training state.
+"""Encoder costs from its sizes alone: parameters, FLOPs, bytes of training state, activations.
 
 d width, L depth, m MLP width, p patch side, n tokens of one sample. The FLOP formulas count
 multiply-adds as two (paper model, section 8): forward = L (8 d^2 + 4 d m) n + 4 L n^2 d
@@ -10,6 +10,7 @@ as a mean over blocks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -66,17 +67,51 @@ def _patch_flops(size: EncoderSize, tokens: int, patch: int) -> int:
     return 2 * 3 * patch * patch * size.width * tokens
 
 
-def state_bytes(
+@dataclass(frozen=True)
+class TrainingState:
+    """Bytes on one rank. optimizer: the two AdamW moments, and the fp32 master copy of weights that
+    are not fp32."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def training_state(
     parameter_count: int, world_size: int, zero_stage: int = 1, precision: str = "bf16"
-) -> int:
-    """Bytes per rank of weights, gradients, fp32 master copy and the two AdamW moments.
+) -> TrainingState:
+    """What a rank keeps of the encoder from step to step.
 
     ZeRO 1 divides the optimizer's states over ranks, 2 the gradients too, 3 the weights as well:
-    but for those in use, which a rank has whole.
+    but for those in use, which a rank has whole. 0, the plain backend, divides nothing and keeps
+    fp32 alone.
     """
-    low = 2 if precision == "bf16" else 4
-    optimizer = 12 if precision == "bf16" else 8  # fp32 needs no master copy
-    shares = (world_size if zero_stage >= stage else 1 for stage in (3, 2, 1))
-    weights, gradients, moments = shares
-    per_parameter = low / weights + low / gradients + optimizer / moments
-    return round(parameter_count * per_parameter)
+    half = precision == "bf16" and zero_stage > 0
+    low, optimizer = (2, 12) if half else (4, 8)
+    part = -(-parameter_count // world_size)
+    held = [part if zero_stage >= stage else parameter_count for stage in (3, 2, 1)]
+    return TrainingState(low * held[0], low * held[1], optimizer * held[2])
+
+
+def activation_bytes(
+    size: EncoderSize, tokens: int, patch: int = 14, *, recompute: int = 0, number_bytes: int = 2
+) -> int:
+    """Most that a forward pass keeps for its backward pass: what autograd saves, no scores.
+
+    Numbers per token. A block: input and output of both norms (4 d), queries, keys and values
+    (3 d), rotated queries and keys (2 d), attention's output (d), the MLP's hidden layer before and
+    after GELU (2 m). Around them: the patch (3 p^2), the input of the first norm (d), input and
+    output of the last (2 d), keys and values of the pooling (2 d). A recomputed block (every
+    ``recompute``-th, as ``model.recompute``) keeps its input, and is there whole while it is
+    computed again. Left out: the norms' statistics and the rotation tables. Measured at d = 1,024,
+    bf16, four blocks, 1,024 tokens: 156 MiB; here 155.
+    """
+    d = size.width
+    block, around = 10 * d + 2 * size.mlp, 3 * patch * patch + 5 * d
+    again = len(range(0, size.depth, recompute)) if recompute else 0
+    numbers = (size.depth - again) * block + again * d + around
+    return number_bytes * tokens * (numbers + (block - d if again else 0))

@@ -36,6 +36,15 @@ def dense_gradient_bytes(classes: int, width: int, world_size: int = 1) -> int:
     return 4 * rows_per_rank(classes, world_size) * width
 
 
+def drawn_bytes(
+    sampled: int, width: int, world_size: int = 1, *, half: bool, micro_steps: int = 1
+) -> int:
+    """A step's copy of the drawn centers and their gradient, which is fp32 where micro-steps add up
+    in it; the positives of the batch come on top."""
+    number, gradient = (2, 4 if micro_steps > 1 else 2) if half else (4, 4)
+    return rows_per_rank(sampled, world_size) * width * (number + gradient)
+
+
 def logit_bytes(batch: int, sampled: int, world_size: int = 1) -> int:
     return 4 * batch * -(-sampled // world_size)
 

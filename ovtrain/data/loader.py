@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ovtrain.config.data import DataConfig, mixture_counts
+from ovtrain.config.step_plan import StepPlan
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch, PackedSample, pack
 from ovtrain.data.clock import STAGES
 from ovtrain.data.faults import BadSample, Row, TooManyBad, by_category
 from ovtrain.data.making import Made, SampleTask
-from ovtrain.data.order import StepPlan
 from ovtrain.data.pool import SamplePool, Samples
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World
@@ -96,7 +96,7 @@ class Loader:
         self.config, self.world = config, world
         data, seed = config.data, config.run.seed
         self.sources = [Source(n, s, data, seed) for n, s in enumerate(data.sources)]
-        self._check_patch(config.model.patch)
+        self._check_grids(config.model.patch)
         counts = mixture_counts(data.sources, config.run.global_batch)
         self.plan = StepPlan.build(counts, world.size, config.run.micro_batch)
         self.consumed = [0] * len(self.sources)
@@ -107,7 +107,7 @@ class Loader:
         self._ahead: deque[Future[StepBatch]] = deque()
         self._next = 0
 
-    def _check_patch(self, patch: int) -> None:
+    def _check_grids(self, patch: int) -> None:
         for source in self.sources:
             if source.grid.patch != patch:
                 raise ManifestError(
@@ -116,6 +116,7 @@ class Loader:
                     allowed=f"model.patch={patch}",
                     fix="prepare the shards with this patch side or change the config",
                 )
+            source.check_budget()
 
     def state_dict(self) -> dict[str, int]:
         """Samples consumed per source, by all ranks."""

@@ -116,10 +116,10 @@ class Maker:
         with clock("read"):
             data = self.media(task)
         with clock("decode"):
-            side = self.data.size
-            picture = decode_part(data, task.where, partial(draw.box, task), (side, side))
-        with clock("crop"):
             patch = task.grid.patch
+            shape = (task.grid.height * patch, task.grid.width * patch)
+            picture = decode_part(data, task.where, partial(draw.box, task), shape)
+        with clock("crop"):
             out = np.empty((len(where), 3 * patch * patch), np.uint8)
             gather(picture, where, patch, out, offset, mirrored=draw.mirrored)
         return out

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.config.data import DataConfig, SourceConfig
+from ovtrain.config.load import raise_problems
 from ovtrain.data import views
 from ovtrain.data.batch import PackedSample
 from ovtrain.data.clips import ClipReader
@@ -20,7 +21,7 @@ from ovtrain.data.shards import ShardReader
 from ovtrain.distributed.context import seed_for
 from ovtrain.schema.errors import ManifestError
 from ovtrain.schema.grid import PatchGrid
-from ovtrain.schema.labels import LabelStore
+from ovtrain.schema.labels import LabelStore, check_classes
 
 log = logging.getLogger(__name__)
 PLACEHOLDER_VIEW = views.IMAGE
@@ -38,24 +39,39 @@ class Source:
         self.labels = (
             LabelStore.read(config.labels, manifest.fingerprint) if config.labels else None
         )
-        frames = manifest.frames if manifest.kind == "video" else 1
-        self.grid = PatchGrid.from_pixels(frames, data.size, data.size, manifest.patch)
+        if self.labels is not None:
+            check_classes(config.name, config.labels, self.labels.classes, config.classes)
+        frames, size = manifest.frames if manifest.kind == "video" else 1, data.size_of(config)
+        self.grid = PatchGrid.from_pixels(frames, size, size, manifest.patch)
         self.order = SampleOrder(config.name, len(self.reader), seed)
         self.hashes = self.reader.hashes
-        smaller = min(manifest.height, manifest.width) < data.size
-        if manifest.kind == "video" and (manifest.frames != data.clip_frames or smaller):
-            raise ManifestError(
-                str(self.reader.folder),
-                f"clips of {manifest.frames} frames, {manifest.height} x {manifest.width}",
-                allowed=f"data.clip_frames={data.clip_frames}, data.size={data.size} or larger",
-                fix="prepare the shards at this size or change the config",
-            )
+        if self.is_video:
+            self._check_clips(size)
         if data.shard_cache and not self.reader.has_checksums:
             log.warning(
                 "data.shard_cache: %s has no checksums and is not cached; prepare it again",
                 self.reader.folder,
             )
         self.clips = ClipReader(self.reader, data.cache_dir) if self.is_video else None
+
+    def _check_clips(self, size: int) -> None:
+        manifest, data = self.reader.manifest, self.data
+        smaller = min(manifest.height, manifest.width) < size
+        if manifest.frames != data.clip_frames or smaller:
+            key = f"source {self.config.name}: size" if self.config.size else "data.size"
+            raise ManifestError(
+                str(self.reader.folder),
+                f"clips of {manifest.frames} frames, {manifest.height} x {manifest.width}",
+                allowed=f"data.clip_frames={data.clip_frames}, {key}={size} or larger",
+                fix="prepare the shards at this size or change the config",
+            )
+
+    def check_budget(self) -> None:
+        """Raise ConfigError where the token budget does not fit clips of the side that is shown."""
+        if self.is_video:
+            size, patch = self.data.size_of(self.config), self.grid.patch
+            where = f"source {self.config.name}, clips at {size} px"
+            raise_problems(where, self.data.video_problems(size, patch))
 
     @property
     def is_video(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ovtrain.config.step_plan import split
 from ovtrain.schema.isolated import die_with
 
 
@@ -34,11 +35,6 @@ class World:
     def slice_of(self, count: int) -> range:
         """This rank's near-even contiguous part of ``count`` items."""
         return split(count, self.rank, self.size)
-
-
-def split(count: int, part: int, parts: int) -> range:
-    """Part ``part`` of ``count`` items cut into ``parts`` near-even contiguous ranges."""
-    return range(count * part // parts, count * (part + 1) // parts)
 
 
 def die_with_launcher() -> None:

@@ -14,6 +14,7 @@ from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World, seed_for
 from ovtrain.engine.backend import Backend, PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
+from ovtrain.export.load import fill_encoder, is_public
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.optim.sparse_rows import SparseRows
@@ -34,7 +35,7 @@ def build(config: TrainConfig, world: World) -> Parts:
     loader = Loader(config, world)
     encoder = build_encoder(config.model, seed_for(config.run.seed, "encoder"))
     if config.run.init_from:
-        restore_encoder(encoder, checkpoint_folder(config.run.init_from))
+        start_from(encoder, config.run.init_from)
     encoder.to(world.device)
     if config.model.compile:
         encoder.compile_layers()
@@ -55,6 +56,15 @@ def build(config: TrainConfig, world: World) -> Parts:
     )
     step = TrainStep(config, encoder, backend, heads, world, loader.name_of)
     return Parts(encoder, loader, heads, step, checkpoints)
+
+
+def start_from(encoder: Encoder, folder: str) -> None:
+    """Fill an encoder from a run, a checkpoint of one, or a directory in the public format. Raises
+    CheckpointError."""
+    if is_public(folder):
+        fill_encoder(encoder, folder)
+    else:
+        restore_encoder(encoder, checkpoint_folder(folder))
 
 
 def _backend(config: TrainConfig, encoder: Encoder, world: World, micro_steps: int) -> Backend:

@@ -1,4 +1,4 @@
-"""A public checkpoint directory -> an ``Encoder``.
+"""A public checkpoint directory -> an ``Encoder``, or the weights of one that is there.
 
 ``config.json`` and ``model.safetensors``, or the parts that ``model.safetensors.index.json`` names.
 Weights of any float type become float32. Raises CheckpointError.
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ovtrain.config.model import PRESETS, ModelConfig
 from ovtrain.export.public_format import (
     CONFIG,
     WEIGHTS,
@@ -25,6 +26,41 @@ from ovtrain.export.public_format import (
 )
 from ovtrain.models.encoder import Encoder
 from ovtrain.schema.errors import CheckpointError
+
+MEANING = ("patch", "rope_style", "rope_theta", "norm", "norm_eps", "pooling")
+"""What weights mean beside the sizes. Windows and the virtual grid are how an encoder is used."""
+
+
+def is_public(folder: Path | str) -> bool:
+    """Whether it is a public checkpoint directory; runs have no such file."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def fill_encoder(encoder: Encoder, folder: Path | str) -> None:
+    """Copy the weights of ``folder`` into an encoder. Raises CheckpointError that names the keys of
+    ``model`` to set where the folder holds an encoder of other sizes, rotation or norms."""
+    folder = Path(folder)
+    config = model_config(_read_object(folder / CONFIG), str(folder / CONFIG))
+    if other := _differences(config, encoder.config):
+        raise CheckpointError(
+            str(folder),
+            f"holds another encoder ({', '.join(other)} there)",
+            fix=f"set {' '.join(other)}, or start from another",
+        )
+    encoder.load_state_dict(load_encoder(folder).state_dict())
+
+
+def _differences(config: ModelConfig, own: ModelConfig) -> list[str]:
+    """``key=value`` of ``config`` where its weights would mean something else to ``own``."""
+    found = list[str]()
+    if config.size != own.size:
+        preset = next((name for name, size in PRESETS.items() if size == config.size), "")
+        sizes = {"preset": preset} if preset else vars(config.size)
+        found += [f"model.{key}={value}" for key, value in sizes.items()]
+    for key in MEANING:
+        if getattr(config, key) != getattr(own, key):
+            found.append(f"model.{key}={str(getattr(config, key)).lower()}")
+    return found
 
 
 def load_encoder(folder: Path | str) -> Encoder:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovtrain import __version__
+from ovtrain.config.data import DataConfig
 from ovtrain.config.train import TrainConfig
 from ovtrain.models.encoder import Encoder
 
@@ -102,7 +103,7 @@ def _training(training: Training) -> str:
         "learning rate": f"{config.optim.lr:g}, weight decay {config.optim.weight_decay:g}",
         "views of a clip": ", ".join(f"{k} {v:g}" for k, v in vars(config.data.views).items()),
         "tokens per clip": f"{config.data.token_budget:,}",
-        "picture side": config.data.size,
+        "picture side": _picture_sides(config.data),
         "ovtrain, code": f"{about.get('ovtrain', __version__)}, {about.get('code') or 'no commit'}",
         "config": about.get("config_hash", "not recorded"),
     }
@@ -116,3 +117,11 @@ def _training(training: Training) -> str:
         for source in config.data.sources
     }
     return "\n".join(["## Training\n", _table(rows), "Sources:\n", _table(dict(sources))])
+
+
+def _picture_sides(data: DataConfig) -> str:
+    """One number, or one of each source where they differ."""
+    sides = {source.name: data.size_of(source) for source in data.sources}
+    if len(set(sides.values())) <= 1:
+        return str(data.largest_size)
+    return ", ".join(f"{name} {side}" for name, side in sides.items())

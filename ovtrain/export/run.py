@@ -33,7 +33,7 @@ def export(run: str, folder: str) -> None:
     """Write the newest checkpoint of ``run``."""
     encoder, config = open_run(run)
     card = model_card(encoder, read_training(run, config))
-    save_encoder(encoder, folder, image_size=config.data.size, card=card)
+    save_encoder(encoder, folder, image_size=config.data.largest_size, card=card)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ovtrain.config.step_plan import split
 from ovtrain.distributed.collectives import all_gather_slots, all_reduce, reduce_scatter_slots
-from ovtrain.distributed.context import World, split
+from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.streaming import DrawnRows, Statistics, Stream
 from ovtrain.ops.buffers import Buffers

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ovtrain.distributed.context import split
+from ovtrain.config.step_plan import split
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import CheckpointError
 

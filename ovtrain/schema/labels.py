@@ -205,6 +205,18 @@ class LabelStore:
         return np.asarray(self.ids[self.offsets[at] : self.offsets[at + 1]])
 
 
+def check_classes(source: str, folder: str, found: int, wanted: int) -> None:
+    """Raise LabelError where a source's labels have other classes than its config says (0: says
+    nothing)."""
+    if wanted not in (0, found):
+        raise LabelError(
+            folder,
+            f"labels of {found} classes",
+            allowed=f"{wanted}, the classes of source {source} in the config",
+            fix="name other labels, or change classes (0 takes what the labels have)",
+        )
+
+
 def check_fingerprint(folder: Path, about: dict[str, Any], fingerprint: str | None) -> None:
     """Raise LabelError where a store was made from other shards than the ones at hand."""
     if fingerprint is not None and about["fingerprint"] != fingerprint:

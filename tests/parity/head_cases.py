@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ovtrain.config.head import HeadConfig
-from ovtrain.data.order import StepPlan
+from ovtrain.config.step_plan import StepPlan
 from ovtrain.distributed.collectives import all_reduce, gather_objects
 from ovtrain.distributed.context import World
 from ovtrain.heads.class_sharded import ClassShardedHead

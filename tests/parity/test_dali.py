@@ -232,13 +232,13 @@ def test_runs_get_their_own_samples(tmp_path):
 
 
 def test_the_loader_gives_the_same_batches(setup_folder, tmp_path):
-    """Random pixels, sources of all kinds, with a worker and with none."""
+    """Random pixels, sources of all kinds and of two sizes, with a worker and with none."""
     write_shards(tmp_path / "document", "document", 6, size=42)
     typed = typed_config(setup_folder, "data.augment.flip=0.5", global_batch=9)
-    other = replace(
-        typed.data.sources[1], name="document", shards=str(tmp_path / "document"), labels=""
-    )
-    typed = replace(typed, data=replace(typed.data, sources=[*typed.data.sources, other]))
+    clips, pictures = typed.data.sources
+    shards = str(tmp_path / "document")
+    other = replace(pictures, name="document", shards=shards, labels="", size=56)
+    typed = replace(typed, data=replace(typed.data, sources=[clips, pictures, other]))
     for workers in (0, 1):
         loaders = [
             Loader(replace(typed, data=replace(typed.data, **values)), world())

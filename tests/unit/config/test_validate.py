@@ -134,3 +134,33 @@ def test_a_length_in_samples_is_rounded_up_to_steps():
 def test_every_shipped_recipe_is_valid(path: Path):
     found = problems(load(TrainConfig, path))
     assert [text for text in found if "sources" not in text] == []
+
+
+def sized(name: str, size: int) -> SourceConfig:
+    return SourceConfig(name, name, size=size)
+
+
+def test_the_budget_has_to_fit_the_side_of_one_source():
+    """Which of them are videos stands in their shards."""
+    beside = {"sources": [sized("video", 0), sized("image", 448)]}
+    assert problems(config(data=beside)) == []
+    assert problems(config(data=beside | {"size": 448, "sources": [sized("video", 224)]})) == []
+    found = problems(config(data=beside | {"token_budget": 2000}))
+    assert [text.split("use ")[1] for text in found] == ["2048", "8192"]
+
+
+def test_a_sources_side_is_a_multiple_of_the_patch():
+    (text,) = problems(config(data={"sources": [sized("video", 0), sized("image", 450)]}))
+    assert text == "source image: size=450 must be a multiple of model.patch=14; use 448 or 462"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (SourceConfig("a", "v", size=-1), "source a: size=-1; allowed: 0 or more"),
+        (SourceConfig("a", "v", "l", classes=-1), "source a: classes=-1; allowed: 0 or more"),
+        (SourceConfig("a", "v", classes=9), "source a: classes has no effect without labels"),
+    ],
+)
+def test_each_rule_of_a_source_names_its_key(source: SourceConfig, message: str):
+    assert message in problems(config(data={"sources": [source]}))

@@ -1,5 +1,7 @@
 """The published tables come out of the formulas."""
 
+from dataclasses import replace
+
 import pytest
 
 from ovtrain.config.model import PRESETS
@@ -76,9 +78,37 @@ def test_video_views_hold_one_budget():
 
 
 def test_zero_stages_divide_the_training_state():
-    assert encoder.state_bytes(100, world_size=1) == 1600
-    assert encoder.state_bytes(100, world_size=4, zero_stage=1) == 700
-    assert encoder.state_bytes(100, world_size=4, zero_stage=3) == 400
+    state = encoder.training_state
+    assert state(100, world_size=1).total == 1600
+    assert state(100, world_size=4) == encoder.TrainingState(200, 200, 300)
+    assert state(100, world_size=4, zero_stage=2) == encoder.TrainingState(200, 50, 300)
+    assert state(100, world_size=4, zero_stage=3) == encoder.TrainingState(50, 50, 300)
+    assert state(100, world_size=4, precision="fp32") == encoder.TrainingState(400, 400, 200)
+    for precision in ("bf16", "fp32"):  # the plain backend
+        plain = state(100, 4, zero_stage=0, precision=precision)
+        assert plain == encoder.TrainingState(400, 400, 800)
+
+
+@pytest.mark.parametrize(("tokens", "mib"), [(1024, 156), (2048, 312), (4096, 624)])
+def test_activations_are_those_measured(tokens: int, mib: int):
+    """docs/encoder.md: four blocks of ViT-L in bf16."""
+    four = replace(PRESETS["large"], depth=4)
+    assert encoder.activation_bytes(four, tokens) / 2**20 == pytest.approx(mib, rel=0.01)
+
+
+def test_recomputed_blocks_keep_their_input_alone():
+    size = replace(PRESETS["large"], depth=4)
+    block, d = 2 * (10 * 1024 + 2 * 4096), 2 * 1024
+    none, half, every = (encoder.activation_bytes(size, 1, recompute=k) for k in (0, 2, 1))
+    assert none - half == 2 * (block - d) - (block - d)  # one of them is there again, for a while
+    assert none - every == 4 * (block - d) - (block - d)
+
+
+def test_drawn_rows_of_a_rank():
+    # 200,000 of 2 M rows over 128 ranks: 1,563 rows of 1,024 numbers, and their gradient.
+    assert head.drawn_bytes(200_000, 1024, 128, half=True) == 1563 * 1024 * 4
+    assert head.drawn_bytes(200_000, 1024, 128, half=True, micro_steps=2) == 1563 * 1024 * 6
+    assert head.drawn_bytes(200_000, 1024, 128, half=False) == 1563 * 1024 * 8
 
 
 def test_pairs_replace_the_square_of_the_length():

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import validate
 from ovtrain.data.batch import PackedBatch
 from ovtrain.data.loader import Loader, StepBatch
-from ovtrain.data.views import IMAGE
-from ovtrain.schema.errors import CheckpointError, ManifestError, MediaError
+from ovtrain.data.views import IMAGE, TILING
+from ovtrain.schema.errors import (
+    CheckpointError,
+    ConfigError,
+    LabelError,
+    ManifestError,
+    MediaError,
+)
 from ovtrain.schema.sample import key_hash
 from tests.helpers.training import typed_config, world
 
@@ -233,3 +240,71 @@ def test_an_image_only_source_needs_no_video(setup_folder: Path):
     loader.close()
     assert micro.view.tolist() == [IMAGE] * 4
     assert torch.equal(micro.source, torch.zeros(4, dtype=torch.int32))
+
+
+def sized(config: TrainConfig, **sizes: int) -> TrainConfig:
+    sources = [replace(s, size=sizes.get(s.name, 0)) for s in config.data.sources]
+    return replace(config, data=replace(config.data, sources=sources))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sources_pictures_have_its_own_side(setup_folder: Path, workers: int):
+    """56 px pictures beside 28 px clips: 16 tokens of a 4 x 4 grid beside 8 tokens of 2 x 2."""
+    plain = "data.augment={gain: 0, shift: 0, token_keep: 1}"
+    config = typed_config(setup_folder, plain, f"data.workers={workers}", global_batch=8)
+    validate(sized(config, image=56), "sized")
+    loader = Loader(sized(config, image=56), world())
+    (micro,) = next(loader).micro
+    loader.close()
+    assert micro.cu_seqlens.diff().tolist() == [8] * 4 + [16] * 4
+    first = int(micro.cu_seqlens[4])
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(4))
+    for picture in micro.positions[first:].split(16):
+        assert torch.equal(picture, grid.int())
+    clips = micro.positions[:first]
+    tiled = torch.repeat_interleave(micro.view[:4] == TILING, 8)
+    assert clips[~tiled, 1:].max() == 1  # tiles are stacked: h runs on
+    assert clips[:, 2].max() == 1
+
+
+def whole_pictures(config: TrainConfig, size: int) -> torch.Tensor:
+    """(4, 3, size, size) pictures of a step, put together from their patches."""
+    loader = Loader(sized(config, image=size), world())
+    (micro,) = next(loader).micro
+    loader.close()
+    side = size // 14
+    patches = micro.patches[int(micro.cu_seqlens[4]) :].float()
+    tiles = patches.view(4, side, side, 3, 14, 14).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(4, 3, size, size)
+
+
+def test_a_larger_side_shows_the_same_picture(setup_folder: Path):
+    """The pictures are noise, so halving what was enlarged blurs them: by their filters' weights
+    0.41 of the distance to another picture is left."""
+    plain = "data.augment={gain: 0, shift: 0, token_keep: 1}"
+    config = typed_config(setup_folder, plain, global_batch=8)
+    small, large = (whole_pictures(config, size) for size in (28, 56))
+    halved = torch.nn.functional.avg_pool2d(large, 2)
+    own, other = ((halved - x).abs().mean() for x in (small, small.roll(1, 0)))
+    assert own < 0.6 * other
+
+
+def test_clips_that_the_budget_does_not_fit_are_refused(setup_folder: Path):
+    """28 px holds the budget of 8 tokens, which the config alone cannot know to be the pictures."""
+    config = sized(typed_config(setup_folder), video=14)
+    validate(config, "sized")
+    with pytest.raises(ConfigError, match=r"source video, clips at 14 px.*; use 2$"):
+        Loader(config, world())
+
+
+def test_labels_with_other_classes_than_expected_are_refused(setup_folder: Path):
+    config = typed_config(setup_folder)
+    first, other = config.data.sources
+    for classes in (0, 40):
+        sources = [replace(first, classes=classes), other]
+        Loader(replace(config, data=replace(config.data, sources=sources)), world()).close()
+    wrong = replace(config.data, sources=[replace(first, classes=41), other])
+    with pytest.raises(
+        LabelError, match=r"labels of 40 classes; allowed: 41, the classes of source vid"
+    ):
+        Loader(replace(config, data=wrong), world())

@@ -1,22 +1,15 @@
-"""Splits, seeds and norms. Collectives on real processes: ``tests/parity/test_worlds.py``."""
+"""Slices, seeds and norms. Collectives on real processes: ``tests/parity/test_worlds.py``."""
 
 import math
 
 import pytest
 import torch
 
+from ovtrain.config.step_plan import split
 from ovtrain.distributed import collectives
-from ovtrain.distributed.context import seed_for, split, start_world, stop_world
+from ovtrain.distributed.context import seed_for, start_world, stop_world
 from ovtrain.distributed.grad_norm import clip_factor, joint_norm
 from tests.helpers.training import world
-
-
-@pytest.mark.parametrize(("count", "parts"), [(10, 3), (2, 5), (0, 4), (16, 16), (7, 1)])
-def test_splits_are_contiguous_complete_and_near_even(count: int, parts: int):
-    ranges = [split(count, part, parts) for part in range(parts)]
-    assert [x for r in ranges for x in r] == list(range(count))
-    sizes = [len(r) for r in ranges]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_a_world_slices_like_split():

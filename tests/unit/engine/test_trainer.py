@@ -17,6 +17,7 @@ from ovtrain.engine.build import build
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.trainer import Trainer
+from ovtrain.export import save_encoder
 from ovtrain.models.encoder import build_encoder
 from ovtrain.schema.errors import CheckpointError, ConfigError, LabelError, MediaError
 from ovtrain.schema.labels import CentroidStore
@@ -138,6 +139,19 @@ def test_stage_two_starts_from_the_encoder_of_stage_one(setup_folder, tmp_path):
     trained, _ = open_run(tmp_path / "one")
     for name, tensor in parts.encoder.state_dict().items():
         assert torch.equal(tensor, trained.state_dict()[name])
+
+
+def test_a_run_starts_from_an_encoder_in_the_public_format(setup_folder, tmp_path):
+    public = build_encoder(small(setup_folder, tmp_path).model, seed=9)
+    save_encoder(public, tmp_path / "public")
+    config = small(setup_folder, tmp_path / "run", init_from=str(tmp_path / "public"), steps=1)
+    parts = build(config, world())
+    parts.loader.close()
+    for name, tensor in parts.encoder.state_dict().items():
+        assert torch.equal(tensor, public.state_dict()[name])
+    other = replace(config, model=replace(config.model, rope_style="released"))
+    with pytest.raises(CheckpointError, match=r"set model\.rope_style=rotary, or start"):
+        build(other, world())
 
 
 def test_labels_with_another_number_of_classes_cannot_resume(setup_folder, tmp_path):

@@ -12,9 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ovtrain.config.data import DataConfig, SourceConfig
 from ovtrain.config.model import ModelConfig
+from ovtrain.config.train import TrainConfig
 from ovtrain.export import hf, run
-from ovtrain.export.load import load_encoder
+from ovtrain.export.load import fill_encoder, load_encoder
+from ovtrain.export.model_card import Training, model_card
 from ovtrain.export.public_format import from_public, model_config, public_config, to_public
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.schema.errors import CheckpointError
@@ -63,6 +66,39 @@ def test_the_round_trip_is_bit_identical(encoder: Encoder, exported: Path):
     call = (patches, torch.arange(15).view(5, 3), torch.tensor([0, 5], dtype=torch.int32), 5)
     for a, b in zip(encoder(*call), loaded(*call), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_encoder_is_filled_with_public_weights(encoder: Encoder, exported: Path):
+    other = build_encoder(replace(CONFIG, rope_frames=None), seed=9)
+    fill_encoder(other, exported)
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        ({"preset": "nano"}, "model.preset=tiny"),
+        ({"rope_style": "released"}, "model.rope_style=rotary"),
+        ({"rope_theta": 100.0, "norm": "rms_norm"}, "model.rope_theta=500.0 model.norm=layer_norm"),
+        ({"pooling": False}, "model.pooling=true"),
+        ({"patch": 16}, "model.patch=14"),
+    ],
+)
+def test_another_encoder_is_refused_with_the_keys_to_set(exported: Path, config, keys: str):
+    other = build_encoder(replace(CONFIG, **config), seed=9)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"holds another encoder .*; set {keys}, or start"):
+        fill_encoder(other, exported)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_sizes_that_are_no_preset_are_named_one_by_one(tmp_path: Path):
+    odd = replace(CONFIG, width=96, depth=2, heads=3, mlp=128)
+    hf.save_encoder(build_encoder(odd, seed=0), tmp_path / "odd")
+    wanted = "set model.width=96 model.depth=2 model.heads=3 model.mlp=128, or"
+    with pytest.raises(CheckpointError, match=wanted):
+        fill_encoder(build_encoder(CONFIG, seed=0), tmp_path / "odd")
 
 
 def test_names_shapes_and_metadata_are_the_public_ones(exported: Path):
@@ -268,9 +304,17 @@ def test_the_command_exports_a_run(setup_folder: Path, tmp_path: Path, capsys):
         assert fact in card, fact
     about = json.loads((to / "preprocessor_config.json").read_text())
     assert about["crop_size"] == {"height": config.data.size, "width": config.data.size}
+    assert "| picture side | 28 |" in card
     assert run.main([str(tmp_path / "run"), "--to", str(to)]) == 2
     assert run.main([str(tmp_path / "nowhere"), "--to", str(tmp_path / "x")]) == 2
     shown = capsys.readouterr().err
     assert "is there already" in shown
     assert "no checkpoint here" in shown
     assert "Traceback" not in shown
+
+
+def test_the_card_names_each_sources_side(encoder: Encoder):
+    data = DataConfig([SourceConfig("video"), SourceConfig("image", size=448)])
+    card = model_card(encoder, Training(TrainConfig(data=data), 1, {}, None))
+    assert "| picture side | video 224, image 448 |" in card
+    assert data.largest_size == 448  # what the export says that pictures should have

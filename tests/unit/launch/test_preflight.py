@@ -42,7 +42,7 @@ def with_source(config: TrainConfig, **changed: str) -> TrainConfig:
 
 
 def test_a_sound_config_has_no_problem(config):
-    found = preflight(config, nproc=2)
+    found = preflight(config, world=2)
     assert (found.config, found.data) == ([], [])
     assert "source image: 12 samples in 2 shards" in found.notes
     assert "source image: 7 classes" in found.notes
@@ -52,7 +52,7 @@ def test_all_data_problems_come_at_once(config, tmp_path):
     manifest = ShardManifest.read(tmp_path / "image")
     (tmp_path / "image" / manifest.shards[0].name).unlink()
     config = replace(config, run=replace(config.run, init_from=str(tmp_path / "absent")))
-    found = preflight(config, nproc=1)
+    found = preflight(config, world=1)
     assert [shard in "\n".join(found.data) for shard in (manifest.shards[0].name, "init_from")] == [
         True,
         True,
@@ -62,10 +62,18 @@ def test_all_data_problems_come_at_once(config, tmp_path):
     found.check("x", allow_missing_data=True)
 
 
+def test_a_start_from_a_folder_in_the_public_format_is_known(config, tmp_path):
+    (tmp_path / "public").mkdir()
+    config = replace(config, run=replace(config.run, init_from=str(tmp_path / "public")))
+    assert "in the public format" in preflight(config, world=1).data[0]
+    (tmp_path / "public" / "config.json").write_text("{}")
+    assert preflight(config, world=1).data == []
+
+
 def test_labels_of_other_shards_are_refused(config, tmp_path):
     manifest = replace(ShardManifest.read(tmp_path / "image"), fingerprint="f" * 32)
     write_labels(tmp_path / "other", manifest, keys_of(tmp_path / "image"), classes=7)
-    found = preflight(with_source(config, labels=str(tmp_path / "other")), nproc=1)
+    found = preflight(with_source(config, labels=str(tmp_path / "other")), world=1)
     assert len(found.data) == 1
     assert "labels made from shards ffffffffffff" in found.data[0]
 
@@ -78,22 +86,22 @@ def test_centroids_that_no_head_can_start_from_are_named(config, tmp_path, clust
     width = width * config.model.size.width // 64
     CentroidStore(np.ones((clusters, width), np.float32), "t").write(tmp_path / "centroids")
     config = with_source(config, centroids=str(tmp_path / "centroids"))
-    found = preflight(replace(config, head=HeadConfig(init="centroids")), nproc=1)
+    found = preflight(replace(config, head=HeadConfig(init="centroids")), world=1)
     wanted = f"holds {clusters} centroids of width {width}"
     assert any(wanted in text for text in found.data) is not fits
     config = with_source(config, centroids=str(tmp_path / "nowhere"))
-    found = preflight(replace(config, head=HeadConfig(init="centroids")), nproc=1)
+    found = preflight(replace(config, head=HeadConfig(init="centroids")), world=1)
     assert any("no centroids store here" in text for text in found.data)
 
 
 def test_labels_that_are_absent_are_named(config, tmp_path):
-    found = preflight(with_source(config, labels=str(tmp_path / "none")), nproc=1)
+    found = preflight(with_source(config, labels=str(tmp_path / "none")), world=1)
     assert "no labels store here" in found.data[0]
 
 
 def test_every_rank_needs_a_sample_of_every_source(config):
-    assert preflight(config, nproc=4).config == []
-    problem = preflight(config, nproc=8).config
+    assert preflight(config, world=4).config == []
+    problem = preflight(config, world=8).config
     assert "4 samples for 8 ranks; use at least 8" in problem[0]
 
 
@@ -101,15 +109,35 @@ def test_clips_of_another_size_are_refused(config, tmp_path):
     write_shards(tmp_path / "video", "video", 4, frames=8, size=28)
     config = with_source(config, shards=str(tmp_path / "video"), labels="")
     config = replace(config, data=replace(config.data, size=56, token_budget=64))
-    found = preflight(config, nproc=1)
+    found = preflight(config, world=1)
     assert any("height=28 in the shards, the config asks 56" in text for text in found.data)
 
 
+def test_a_sources_own_side_counts(config, tmp_path):
+    """Clips of 56 pixels, shown at 28: as large as they have to be, and the budget fits them."""
+    write_shards(tmp_path / "video", "video", 4, frames=8, size=56)
+    video = SourceConfig("video", str(tmp_path / "video"))
+    data = replace(config.data, size=56, sources=[replace(video, size=28)])
+    assert preflight(replace(config, data=data), world=1).data == []
+    data = replace(data, sources=[replace(video, size=56), SourceConfig("image", size=28)])
+    found = preflight(replace(config, data=data), world=1)
+    assert found.config == []
+    assert "source video: data.token_budget=16 with views frames" in found.data[0]
+
+
+def test_labels_with_other_classes_than_expected_are_named(config):
+    source = replace(config.data.sources[0], classes=8)
+    config = replace(config, data=replace(config.data, sources=[source]))
+    (text,) = preflight(config, world=1).data
+    assert text.startswith(f"source image: {source.labels}: labels of 7 classes; allowed: 8")
+
+
 def test_the_plan_counts_tokens_and_head_rows(config):
-    plan = make_plan(config, nproc=2)
+    plan = make_plan(config, world=2)
     assert plan.tokens == 4 * 4  # 4 images of 2 x 2 patches
     text = "\n".join(plan_lines(config, plan))
-    assert "7 classes, 4 rows" in text
+    assert "head of 7 classes" in text
+    assert "head image: 3 to 4 rows (the first rank 0 to 2, the last 3 to 6)" in text
 
 
 def test_a_dry_run_without_data_fails_unless_it_is_allowed(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,176 @@
+"""What each rank of a run holds, from formulas alone: state, class rows, samples, activations.
+
+Bytes are those of the fullest rank. Not counted: buffers of collectives, the heads' tiles and the
+batch's positives, what an allocator keeps free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ovtrain.config.data import mixture_counts
+from ovtrain.config.step_plan import StepPlan, split
+from ovtrain.config.train import TrainConfig
+from ovtrain.costs import encoder, head
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Span:
+    """Least and most over ranks (and micro-steps)."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, values: Iterable[int]) -> Span:
+        found = list(values)
+        return cls(min(found), max(found))
+
+    def __str__(self) -> str:
+        return f"{self.most:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
+
+
+@dataclass(frozen=True)
+class HeadShare:
+    """A source's class rows on a rank; ``first`` and ``last``: the rows of the first and the last
+    rank. Bytes of the rows, of their optimizer's state, and of what a step draws."""
+
+    source: str
+    rows: Span
+    first: range
+    last: range
+    rows_bytes: int
+    optimizer_bytes: int
+    drawn_bytes: int
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """A source's samples and tokens in one micro-step of a rank."""
+
+    source: str
+    samples: Span
+    tokens: Span
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """``samples``, ``tokens``: of all sources, per micro-step. ``unknown``: sources whose heads
+    have unknown classes and are left out."""
+
+    state: encoder.TrainingState
+    heads: tuple[HeadShare, ...]
+    unknown: tuple[str, ...]
+    micro_steps: int
+    samples: Span
+    tokens: Span
+    sources: tuple[SourceShare, ...]
+    activations: int
+
+    @property
+    def total(self) -> int:
+        of_heads = sum(h.rows_bytes + h.optimizer_bytes + h.drawn_bytes for h in self.heads)
+        return self.state.total + of_heads + self.activations
+
+
+def rank_plan(
+    config: TrainConfig, world: int, lengths: Sequence[int], classes: Sequence[int | None]
+) -> RankPlan:
+    """``lengths``: tokens of a sample of each source; ``classes``: of its head, None where it has
+    none or they are not known."""
+    run, model = config.run, config.model
+    counts = mixture_counts(config.data.sources, run.global_batch)
+    deal = StepPlan.build(counts, world, run.micro_batch)
+    held = [deal.held(rank, k) for rank in range(world) for k in range(deal.micro_steps)]
+    tokens = Span.of(sum(n * x for n, x in zip(part, lengths, strict=True)) for part in held)
+    parameters = encoder.parameters(model.size, model.patch)
+    zero = run.zero_stage if run.backend == "deepspeed" else 0
+    return RankPlan(
+        encoder.training_state(parameters, world, zero, run.precision),
+        tuple(_heads(config, world, classes, deal.micro_steps)),
+        tuple(
+            source.name
+            for source, count in zip(config.data.sources, classes, strict=True)
+            if source.labels and count is None
+        ),
+        deal.micro_steps,
+        Span.of(sum(part) for part in held),
+        tokens,
+        tuple(_sources(config, held, lengths)),
+        encoder.activation_bytes(
+            model.size,
+            tokens.most,
+            model.patch,
+            recompute=model.recompute,
+            number_bytes=2 if zero and run.precision == "bf16" else 4,
+        ),
+    )
+
+
+def _heads(
+    config: TrainConfig, world: int, classes: Sequence[int | None], micro_steps: int
+) -> Iterable[HeadShare]:
+    width, half = config.model.size.width, config.run.precision == "bf16"
+    for source, count in zip(config.data.sources, classes, strict=True):
+        if count is None:
+            continue
+        own, shape = config.head_of(source.name), (count, width, world)
+        yield HeadShare(
+            source.name,
+            Span.of(len(split(count, rank, world)) for rank in range(world)),
+            split(count, 0, world),
+            split(count, world - 1, world),
+            head.weight_bytes(*shape, own.rows),
+            head.optimizer_bytes(*shape, own.optimizer, own.moments),
+            head.drawn_bytes(
+                round(own.sample_rate * count), width, world, half=half, micro_steps=micro_steps
+            ),
+        )
+
+
+def _sources(
+    config: TrainConfig, held: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> Iterable[SourceShare]:
+    for n, source in enumerate(config.data.sources):
+        samples = Span.of(part[n] for part in held)
+        tokens = Span(samples.least * lengths[n], samples.most * lengths[n])
+        yield SourceShare(source.name, samples, tokens)
+
+
+def rank_lines(config: TrainConfig, plan: RankPlan) -> list[str]:
+    """The plan of a rank as text."""
+    run, state = config.run, plan.state
+    how = f"ZeRO {run.zero_stage}" if run.backend == "deepspeed" else "undivided"
+    recompute = config.model.recompute
+    again = f"every {recompute}. block recomputed" if recompute else "nothing recomputed"
+    steps = f"{plan.micro_steps} micro-step" + "s" * (plan.micro_steps > 1)
+    return [
+        f"each rank    encoder: weights {_gib(state.weights)}, gradients {_gib(state.gradients)}, "
+        f"optimizer {_gib(state.optimizer)} ({how}, {run.precision})",
+        *(_head_line(share) for share in plan.heads),
+        f"each rank    {steps} of {plan.samples} samples, {plan.tokens} tokens",
+        *(
+            f"each rank    source {share.source}: {share.samples} samples, {share.tokens} tokens "
+            "per micro-step"
+            for share in plan.sources
+        ),
+        f"each rank    activations: about {_gib(plan.activations)} ({again})",
+        f"each rank    total: about {_gib(plan.total)}, and buffers of collectives and allocator"
+        + (f"; without the heads of {', '.join(plan.unknown)}" if plan.unknown else ""),
+    ]
+
+
+def _head_line(share: HeadShare) -> str:
+    first, last = (f"{rows.start:,} to {rows.stop - 1:,}" for rows in (share.first, share.last))
+    return (
+        f"each rank    head {share.source}: {share.rows} rows (the first rank {first}, the last "
+        f"{last}), {_gib(share.rows_bytes)}, optimizer {_gib(share.optimizer_bytes)}, drawn per "
+        f"step {_gib(share.drawn_bytes)}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3f} GiB"

@@ -1,0 +1,136 @@
+"""What each rank of a cluster holds, against numbers computed by hand, without data or a GPU."""
+
+from dataclasses import replace
+
+import pytest
+
+from launch import cli
+from launch.plan import Plan, make_plan, plan_lines
+from launch.ranks import Span
+from ovtrain.config.data import SourceConfig
+from ovtrain.config.load import data_folder, find_config, load
+from ovtrain.config.train import TrainConfig
+from ovtrain.costs.encoder import TrainingState
+
+RECIPES = sorted((data_folder("configs") / "pretrain").glob("*.yaml"))
+CLUSTER = ["--nodes", "16", "--nproc", "8"]
+WORLD = 128
+
+
+def planned(name: str, *overrides: str, world: int = WORLD) -> Plan:
+    return make_plan(load(TrainConfig, find_config(f"pretrain/{name}"), overrides), world)
+
+
+def test_stage_one_of_the_paper_on_128_ranks():
+    rank = planned("vitl14-stage1-224px").rank
+    # 315,509,760 parameters: 2 bytes each of weights and gradients, 12 of master copy and moments
+    # over all ranks.
+    assert rank.state == TrainingState(631_019_520, 631_019_520, 12 * 2_464_920)
+    (head,) = rank.heads
+    assert head.rows == Span(15_625, 15_625)  # 2,000,000 / 128
+    assert (head.first, head.last) == (range(15_625), range(1_984_375, 2_000_000))
+    assert head.rows_bytes == 64_000_000  # 15,625 rows x 1,024 numbers x 4 bytes
+    assert head.optimizer_bytes == 15_625 * (2 * 4096 + 12)
+    assert head.drawn_bytes == 1563 * 1024 * (2 + 2)
+    assert (rank.micro_steps, rank.samples, rank.tokens) == (1, Span(128, 128), Span(32768, 32768))
+    # 24 blocks of 10 x 1,024 + 2 x 4,096 numbers, 588 and 5 x 1,024 around them, 2 bytes each.
+    assert rank.activations == 32_768 * 2 * (24 * 18_432 + 588 + 5_120)
+    drawn = 64_000_000 + 15_625 * 8_204 + 1563 * 4096
+    assert rank.total == rank.state.total + drawn + rank.activations
+
+
+def test_stage_two_of_the_paper_shows_pictures_at_448_beside_clips_at_224():
+    plan = planned("vitl14-stage2-64f-2048tok")
+    assert {s.name: (s.size, s.longest) for s in plan.sources} == {
+        "video": (224, 2048),
+        "image": (448, 1024),
+        "document": (448, 1024),
+    }
+    of = {share.source: share for share in plan.rank.sources}
+    assert plan.rank.micro_steps == 8  # 192 samples a rank, 24 at once
+    assert of["video"].samples == Span(12, 12)
+    assert of["video"].tokens == Span(24_576, 24_576)
+    assert of["image"].tokens == Span(8_192, 8_192)
+    assert of["document"].tokens == Span(4_096, 4_096)
+    assert plan.rank.tokens == Span(36_864, 36_864)
+    rows = {head.source: head.rows for head in plan.rank.heads}
+    assert rows == {
+        "video": Span(3_125, 3_125),
+        "image": Span(15_625, 15_625),
+        "document": Span(2_853, 2_854),  # 365,187 / 128 = 2,853.02
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients"), [(1, 631_019_520, 631_019_520), (3, 4_929_840, 4_929_840)]
+)
+def test_zero_stages_divide_what_a_rank_holds(stage: int, weights: int, gradients: int):
+    state = planned("vitl14-stage1-224px", f"run.zero_stage={stage}").rank.state
+    assert (state.weights, state.gradients) == (weights, gradients)
+
+
+def test_the_plain_backend_divides_nothing_and_keeps_float32():
+    rank = planned("vitl14-stage1-224px", "run.backend=ddp").rank
+    assert rank.state.total == 16 * 315_509_760
+    bf16 = planned("vitl14-stage1-224px").rank
+    assert rank.activations == 2 * bf16.activations
+
+
+def test_ranks_that_hold_more_than_others_are_the_span():
+    rank = planned("vitl14-stage1-224px", "run.global_batch=130").rank
+    assert rank.samples == Span(1, 2)
+    assert rank.tokens == Span(256, 512)
+    assert rank.activations == 512 * 2 * (24 * 18_432 + 588 + 5_120)
+    assert str(rank.tokens) == "256 to 512"
+
+
+def test_a_head_of_unknown_classes_is_said_to_be_left_out():
+    config = load(TrainConfig, find_config("pretrain/vitl14-stage1-224px"))
+    (source,) = config.data.sources
+    unknown = replace(config.data, sources=[replace(source, classes=0)])
+    lines = plan_lines(config, make_plan(replace(config, data=unknown), WORLD))
+    assert "without the heads of image" in lines[-1]
+    bare = replace(config.data, sources=[replace(source, classes=0, labels="")])
+    lines = plan_lines(config, make_plan(replace(config, data=bare), WORLD))
+    assert "without" not in lines[-1]
+    assert any(line.endswith("per step, no head") for line in lines)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ocr-en", "document"), ("my-image", "image")])
+def test_sources_without_shards_are_known_by_their_names(name: str, kind: str):
+    config = load(TrainConfig, find_config("pretrain/vitl14-stage1-224px"))
+    data = replace(config.data, sources=[SourceConfig(name)])
+    (source,) = make_plan(replace(config, data=data), WORLD).sources
+    assert (source.kind, source.longest) == (kind, 256)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_passes_a_dry_run_for_128_gpus(path, tmp_path, monkeypatch, capsys):
+    """On a machine without them and without data. The debug pair is made for two ranks and has no
+    sample for each of 128: it gets some."""
+    monkeypatch.chdir(tmp_path)
+    debug = path.stem.startswith("debug")
+    more = ["run.global_batch=256"] if debug else []
+    call = ["train", f"pretrain/{path.stem}", *more, *CLUSTER, "--dry-run", "--allow-missing-data"]
+    assert cli.run(call) == 0
+    shown = capsys.readouterr().out
+    assert "on 128 ranks" in shown
+    assert "each rank    total: about" in shown
+    assert ("without the heads of" in shown) == debug  # classes are expected by all others
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nodes_without_a_dry_run_name_the_command_that_starts_them(capsys):
+    assert cli.run(["train", "pretrain/debug-stage1", *CLUSTER]) == 2
+    assert "`ovtrain launch slurm`" in capsys.readouterr().err
+
+
+def test_the_plan_takes_nodes(capsys):
+    assert cli.run(["plan", "pretrain/vitl14-stage1-224px", *CLUSTER]) == 0
+    assert "15,625 rows (the first rank 0 to 15,624" in capsys.readouterr().out
+
+
+def test_too_few_samples_for_the_cluster_are_refused(capsys):
+    call = ["train", "pretrain/debug-stage1", *CLUSTER, "--dry-run", "--allow-missing-data"]
+    assert cli.run(call) == 2
+    assert "16 samples for 128 ranks; use at least 128" in capsys.readouterr().err
