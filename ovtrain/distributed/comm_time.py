@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -47,7 +47,8 @@ DEEPSPEED = (
 
 
 class CommTime:
-    """This rank's clock of collectives. ``read`` opens the next window."""
+    """This rank's clock of collectives. ``read`` opens the next window. ``named`` makes a context
+    that each measured call enters as well: a profiler's range."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -56,6 +57,7 @@ class CommTime:
         self._spare: list[torch.cuda.Event] = []
         self._inside = threading.local()
         self._start = clock()
+        self.named: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @contextmanager
     def measured(self, device: torch.device | None) -> Generator[None]:
@@ -66,7 +68,8 @@ class CommTime:
             return
         self._inside.flag = True
         try:
-            with self._on_device() if device and device.type == "cuda" else self._on_host():
+            cuda = device is not None and device.type == "cuda"
+            with self.named(), self._on_device() if cuda else self._on_host():
                 yield
         finally:
             self._inside.flag = False
