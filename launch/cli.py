@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "prepare": "launch.commands.data:prepare",
     "cluster": "launch.commands.data:cluster",
     "train": "launch.commands.training:train",
+    "profile": "launch.commands.training:profile",
     "plan": "launch.commands.training:plan",
     "probe": "launch.commands.training:probe",
     "export": "launch.commands.training:export",

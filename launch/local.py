@@ -7,7 +7,7 @@ report of failed children says nothing new, so it stays in that log.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -26,11 +26,16 @@ def train_command(config: Path, nproc: int) -> list[str]:
 
 def run_training(config: Path, out: Path, nproc: int) -> int:
     """Train ``config`` on ``nproc`` processes of this machine; returns the exit status."""
+    return run_ranks(train_command(config, nproc), out, nproc, to_stderr=True)
+
+
+def run_ranks(command: Sequence[str], out: Path, nproc: int, *, to_stderr: bool) -> int:
+    """Run a torchrun command line, its output in ``out/logs/launch.log``, too; the exit status."""
     log = out / "logs" / "launch.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as handle:
-        relay = Relay(handle, lambda line: click.echo(line, err=True))
-        outcome = run_process(train_command(config, nproc), worker_env(nproc), relay)
+        relay = Relay(handle, lambda line: click.echo(line, err=to_stderr))
+        outcome = run_process(command, worker_env(nproc), relay)
     if outcome.status:
         click.echo(failure(outcome, log), err=True)
     return outcome.status

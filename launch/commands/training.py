@@ -1,4 +1,4 @@
-"""train, plan, probe, export."""
+"""train, profile, plan, probe, export."""
 
 from __future__ import annotations
 
@@ -52,6 +52,29 @@ def train(
     preflight(resolved, nproc).check(config)
     out = Path(resolved.run.out)
     return run_training(write_resolved(resolved, out / "launch.yaml"), out, nproc)
+
+
+@click.command()
+@click.argument("config")
+@overrides
+@nproc_option
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--warmup", type=click.IntRange(min=1), default=10, show_default=True)
+def profile(config: str, overrides: tuple[str, ...], nproc: int, steps: int, warmup: int) -> int:
+    """Where the time of CONFIG's steps goes.
+
+    Writes trace.json.gz and profile.md to RUN.OUT/profile; touches nothing else of the run."""
+    from launch.local import run_ranks
+    from launch.preflight import preflight
+    from launch.processes import torchrun_command
+
+    resolved = load_training(config, overrides)
+    preflight(resolved, nproc).check(config)
+    out = Path(resolved.run.out) / "profile"
+    path = str(write_resolved(resolved, out / "config.yaml"))
+    counts = ("--steps", str(steps), "--warmup", str(warmup))
+    command = torchrun_command(nproc, "ovtrain.profile", path, *counts)
+    return run_ranks(command, out, nproc, to_stderr=False)
 
 
 def _dry_run(name: str, overrides: tuple[str, ...], world: int, allow_missing_data: bool) -> int:

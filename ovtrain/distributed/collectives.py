@@ -1,6 +1,7 @@
 """Collectives with an explicit group and an explicit gradient contract.
 
-``group`` None is a world of one: every function is then the identity. W ranks.
+``group`` None is a world of one: every function is then the identity. W ranks. The time of the
+calls is counted by ``ovtrain.distributed.comm_time``.
 """
 
 # torch.distributed is only partly typed, and `all_gather_single`, which replaces
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+
+from ovtrain.distributed.comm_time import CLOCK
 
 
 def all_gather_slots(x: Tensor, slots: int, group: dist.ProcessGroup | None) -> Tensor:
@@ -31,7 +34,8 @@ def reduce_scatter_slots(x: Tensor, slots: int, group: dist.ProcessGroup | None)
     if group is None:
         return x
     out = x.new_empty(slots, *x.shape[1:])
-    dist.reduce_scatter_tensor(out, x, group=group)
+    with CLOCK.measured(x.device):
+        dist.reduce_scatter_tensor(out, x, group=group)
     return out
 
 
@@ -43,7 +47,8 @@ def all_gather_padded(x: Tensor, rows: int, group: dist.ProcessGroup | None, fil
     padded = x.new_full((rows, *x.shape[1:]), fill)
     padded[: len(x)] = x
     out = x.new_empty(dist.get_world_size(group) * rows, *x.shape[1:])
-    dist.all_gather_into_tensor(out, padded, group=group)
+    with CLOCK.measured(x.device):
+        dist.all_gather_into_tensor(out, padded, group=group)
     return out
 
 
@@ -52,7 +57,8 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup | None, op: str = "sum") -> T
     x = x.detach().clone()
     if group is not None:
         kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
-        dist.all_reduce(x, op=kind, group=group)
+        with CLOCK.measured(x.device):
+            dist.all_reduce(x, op=kind, group=group)
     return x
 
 
@@ -81,7 +87,8 @@ def broadcast_object(value: object, group: dist.ProcessGroup | None) -> Any:
     if group is None:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=group)
+    with CLOCK.measured(None):
+        dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
@@ -90,10 +97,12 @@ def gather_objects(value: object, group: dist.ProcessGroup | None) -> list[Any]:
     if group is None:
         return [value]
     out: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(out, value, group=group)
+    with CLOCK.measured(None):
+        dist.all_gather_object(out, value, group=group)
     return out
 
 
 def barrier(group: dist.ProcessGroup | None) -> None:
     if group is not None:
-        dist.barrier(group=group)
+        with CLOCK.measured(None):
+            dist.barrier(group=group)

@@ -1,8 +1,8 @@
 """Reads what jobs wrote: metrics.jsonl, JSON files. A missing or torn file is not an error here.
 
 ``metrics.jsonl`` holds one object per logged step: step, time (s), loss, loss/<source>, lr,
-grad_norm, samples_per_s, tokens_per_s, flops_per_s, data_wait (share 0..1), views (counts so far),
-filled, bad_samples, bad_reasons (category -> count); see docs/run_directory.md.
+grad_norm, samples_per_s, tokens_per_s, flops_per_s, data_wait and comm (shares 0..1), views (counts
+so far), filled, bad_samples, bad_reasons (category -> count); see docs/run_directory.md.
 """
 
 from __future__ import annotations

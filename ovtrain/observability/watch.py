@@ -54,6 +54,8 @@ def describe(name: str, rows: list[Row]) -> list[str]:
         rates.append(f"data wait {100 * last['data_wait']:.1f} %")
     if isinstance(last.get("data_wait_ms"), (int, float)):
         rates.append(f"{last['data_wait_ms']:.3g} ms/step")
+    if isinstance(last.get("comm"), (int, float)):
+        rates.append(f"communication {100 * last['comm']:.1f} %")
     lines.append("  " + "   ".join(rates))
     if isinstance(last.get("views"), dict):
         lines.append("  views " + "  ".join(f"{k} {v}" for k, v in last["views"].items()))

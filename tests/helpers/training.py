@@ -38,6 +38,14 @@ MEASURED = (
     "data_wait_ms",
     "data_wait_ms_max",
     "batches_ready",
+    "step_ms",
+    "comm_ms",
+    "comm",
+    "rank_ms_max",
+    "rank_ms_median",
+    "slowest_rank",
+    "memory_mib_max",
+    "memory_rank",
 )
 """Fields of a metrics row that say how fast it went, not what was computed."""
 

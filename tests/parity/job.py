@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
 from ovtrain.data.loader import StepBatch
 from ovtrain.distributed import collectives
+from ovtrain.distributed.comm_time import CLOCK, DEEPSPEED, measure_methods
 from ovtrain.distributed.context import World, start_world, stop_world
 from ovtrain.engine.build import Parts, build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
@@ -57,6 +61,28 @@ def check_collectives(world: World) -> dict[str, Any]:
         "max": collectives.all_reduce(number, group, "max").item(),
         "left_alone": number.item(),
         "broadcast": collectives.broadcast_object({"from": rank}, group),
+    }
+
+
+def held_up(world: World, reduce: Callable[[torch.Tensor], object]) -> list[float]:
+    """Counted communication (ms) per rank of one reduction that rank r comes to 100 r ms late."""
+    collectives.barrier(world.group)
+    CLOCK.read(1)
+    time.sleep(0.1 * world.rank)
+    reduce(torch.ones(1))
+    return collectives.gather_objects(CLOCK.read(1)["comm_ms"], world.group)
+
+
+def check_time(world: World) -> dict[str, Any]:
+    """From here on DeepSpeed's collectives are measured, in the runs that follow, too."""
+    deepspeed = import_deepspeed()
+    deepspeed.init_distributed("gloo")
+    comm: Any = import_module("deepspeed.comm.comm")
+    measure_methods(comm.cdb, DEEPSPEED)
+    return {
+        "own_ms": held_up(world, lambda x: collectives.all_reduce(x, world.group)),
+        "deepspeed_ms": held_up(world, comm.all_reduce),
+        "deepspeed_async_ms": held_up(world, lambda x: comm.all_reduce(x, async_op=True).wait()),
     }
 
 
@@ -116,7 +142,7 @@ class Trace:
 def main(out: str, *runs: str) -> None:
     import_deepspeed()  # before the group, as the training entry does
     world = start_world(force_group=True)
-    found = check_collectives(world)
+    found = check_collectives(world) | check_time(world)
     for run in runs:
         path, _, begin = run.partition("=")
         train(path, begin, world)

@@ -73,3 +73,10 @@ def test_collectives_keep_their_gradient_contract(runs: Runs):
     assert found["padded"] == [0, -1, 1, 1]
     assert (found["sum"], found["max"], found["left_alone"]) == (3.0, 2.0, 1.0)
     assert found["broadcast"] == {"from": 0}
+
+
+def test_communication_time_counts_how_long_a_rank_waits_for_a_late_one(runs: Runs):
+    for name in ("own_ms", "deepspeed_ms", "deepspeed_async_ms"):
+        early, late = runs.collectives[name]
+        assert early > 80, name  # rank 1 comes 100 ms late
+        assert late < early / 2, name

@@ -30,6 +30,7 @@ def write_run(folder: Path, *, video: bool, offset: float = 0.0) -> None:
             row["loss/video"] = 0.9 * loss
             row["views"] = {"codec": 8 * step, "frames": 6 * step, "tiling": 2 * step}
         rates = {"samples_per_s": 101.0, "tokens_per_s": 23456.0, "flops_per_s": 1.2e11}
+        rates["comm"] = 0.125
         waits = {"data_wait": 0.031, "data_wait_ms": 3.1, "data_wait_ms_max": 40.0 + step % 30}
         work = {"data_ms/read": 0.2, "data_ms/decode": 11.0 + math.sin(step), "batches_ready": 2}
         bad = {"bad_samples": 3, "bad_reasons": {"cut short": 1, "does not decode": 2}}

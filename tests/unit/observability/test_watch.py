@@ -18,7 +18,7 @@ def test_runs_below_a_folder_are_shown(tmp_path):
     text = shown.getvalue()
     assert "a/stage2  step 400" in text
     assert "loss/video" in text
-    assert "data wait 3.1 %   3.1 ms/step" in text
+    assert "data wait 3.1 %   3.1 ms/step   communication 12.5 %" in text
     assert "ms/sample read 0.2  decode 10.1   2 batches ready" in text
     assert "bad samples 3: cut short 1, does not decode 2" in text
     assert "b: no metrics yet" in text

@@ -1,0 +1,150 @@
+"""A step that hangs leaves the stacks of all threads behind, and may end the process.
+
+When a step takes longer than its limit, each rank writes where its threads stand to
+``{run.out}/logs/stacks-{rank:05d}.txt``, again after as long a time, and its log names that file.
+After twice the limit the process may end with status 75, so that a scheduler starts it again. The
+stacks (faulthandler) and the end (``ExitTimer``) come from threads in C: a call that hangs with
+Python's lock held hides nothing; only the line in the log has then to wait.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ovtrain.engine.exit_timer import ExitTimer
+
+REQUEUE = 75
+HEADER = 240
+"""Bytes of the line above the stacks. It is written before they are, over and over."""
+SLACK = 0.02
+"""Of a limit: a timer armed so recently is not armed again, since that starts a thread."""
+INFINITE = float("inf")
+log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """One per process: faulthandler has one timer. ``timeout_s``: of a step, 0 = no watchdog;
+    ``end``: leave with status 75 after twice the limit. Nothing is watched before the first
+    ``beat``, or the first ``allowing``."""
+
+    def __init__(self, logs: Path, rank: int, timeout_s: float, *, end: bool) -> None:
+        self.path, self.timeout_s = logs / f"stacks-{rank:05d}.txt", timeout_s
+        self._what, self._limit = "", 0.0
+        self._armed_at = self._deadline = INFINITE
+        self._place = f"rank {rank} on {platform.node()}"
+        if not timeout_s:
+            return
+        logs.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._base = os.lseek(self._file, 0, os.SEEK_END)
+        os.lseek(self._file, HEADER, os.SEEK_CUR)
+        self._exit = ExitTimer(REQUEUE) if end else None
+        self._changed = threading.Condition()
+        self._open = True
+        self._teller = threading.Thread(target=self._tell, name="watchdog", daemon=True)
+        self._teller.start()
+
+    def beat(self, step: int) -> None:
+        """Step ``step`` begins; its time starts."""
+        self._arm(f"step {step}", self.timeout_s)
+
+    @contextmanager
+    def allowing(self, what: str, seconds: float) -> Generator[None]:
+        """``what`` (saving, the first step) may take ``seconds`` instead; afterwards what was under
+        way before has its whole time again."""
+        before = self._what, self._limit
+        self._arm(what, seconds)
+        try:
+            yield
+        finally:
+            if before[1]:
+                self._arm(*before)
+            else:
+                self._disarm()
+
+    def close(self) -> None:
+        """End of the watch; a file without stacks goes."""
+        if not self.timeout_s or not self._open:
+            return
+        self._disarm()
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+        self._teller.join()
+        if self._exit is not None:
+            self._exit.close()
+        if self._dumped():
+            log.warning("stacks of steps that took too long are in %s", self.path)
+        else:
+            os.ftruncate(self._file, self._base)
+        os.close(self._file)
+        if not self.path.stat().st_size:
+            self.path.unlink()
+
+    def _arm(self, what: str, limit: float) -> None:
+        if not self.timeout_s:
+            return
+        now = time.monotonic()
+        fresh = limit == self._limit and now - self._armed_at < SLACK * limit
+        with self._changed:
+            self._what, self._limit, self._deadline = what, limit, now + limit
+            if not fresh:
+                self._changed.notify()  # the limit may be a nearer one
+        self._write_header()
+        if not fresh:
+            self._armed_at = now
+            faulthandler.dump_traceback_later(limit, repeat=True, file=self._file)
+            if self._exit is not None:
+                self._exit.arm(2 * limit)
+
+    def _disarm(self) -> None:
+        if not self.timeout_s:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        if self._exit is not None:
+            self._exit.disarm()
+        with self._changed:
+            self._what, self._limit = "", 0.0
+            self._armed_at = self._deadline = INFINITE
+
+    def _dumped(self) -> bool:
+        """Whether stacks follow the present header; the file's position is moved by them alone."""
+        return os.lseek(self._file, 0, os.SEEK_CUR) != self._base + HEADER
+
+    def _write_header(self) -> None:
+        if self._dumped():
+            self._base = os.lseek(self._file, 0, os.SEEK_CUR)
+            os.lseek(self._file, HEADER, os.SEEK_CUR)
+        began = time.strftime("%Y-%m-%d %H:%M:%S")
+        what = f"process {os.getpid()}: {self._what} began at {began}, limit {self._limit:g} s"
+        line = f"=== {self._place}, {what}"
+        os.pwrite(self._file, line.encode()[: HEADER - 1].ljust(HEADER - 1) + b"\n", self._base)
+
+    def _tell(self) -> None:
+        """A thread: one line in the log for each limit that passes."""
+        told = INFINITE  # the deadline that was told of last
+        while True:
+            with self._changed:
+                if not self._open:
+                    return
+                left = self._deadline - time.monotonic()
+                if self._deadline == told or left > 0:
+                    self._changed.wait(None if self._deadline in (told, INFINITE) else left)
+                    continue
+                told, message = self._deadline, self._message()
+            log.warning(message)
+
+    def _message(self) -> str:
+        ends = f"; after {2 * self._limit:g} s this process ends" if self._exit is not None else ""
+        return (
+            f"{self._place}: {self._what} takes longer than "
+            f"{self._limit:g} s; where its threads stand is in {self.path}{ends}"
+        )
