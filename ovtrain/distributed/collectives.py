@@ -77,8 +77,8 @@ def reduce_later(x: Tensor, group: dist.ProcessGroup, op: str = "sum") -> Reduct
     """Begin an ``all_reduce`` of a copy of ``x``, between hosts if it lies on one."""
     x = x.detach().clone()
     kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
-    reduce: Any = dist.all_reduce
-    work = reduce(x, op=kind, group=group, async_op=True)
+    untyped: Any = dist
+    work = untyped.all_reduce(x, op=kind, group=group, async_op=True)
     return Reduction(x, work)
 
 

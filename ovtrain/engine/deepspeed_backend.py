@@ -22,6 +22,7 @@ from ovtrain.checkpoint.encoder_shards import Shard
 from ovtrain.config.optim import OptimConfig
 from ovtrain.config.train import RunConfig
 from ovtrain.data.batch import PackedBatch
+from ovtrain.distributed.comm_time import DEEPSPEED, measure_methods
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import joint_norm
 from ovtrain.engine.backend import adamw, create_state, encode
@@ -218,6 +219,8 @@ class DeepSpeedBackend:
             config=deepspeed_json(run, optim, micro_steps),
             dist_init_required=False,
         )
+        comm: Any = import_module("deepspeed.comm.comm")
+        measure_methods(comm.cdb, DEEPSPEED)
         self.stage: _Stage
         self.stage = _Stage3(self.zero, world) if run.zero_stage == 3 else _Stage12(self.zero)
         for partition in self.stage.partitions():

@@ -17,12 +17,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs.device import peak_tflops
 from ovtrain.data.loader import Loading
 from ovtrain.distributed.collectives import all_gather_slots, all_reduce, barrier
 from ovtrain.distributed.comm_time import CLOCK
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
+from ovtrain.engine.tally import known_peak
 from ovtrain.engine.work import work_of
 from ovtrain.observability.profile.page import Measured
 from ovtrain.observability.profile.trace import COMMUNICATION, DATA, PREFIX, STEP, WINDOW
@@ -150,6 +150,4 @@ class Profiling:
 
     def _peak(self) -> float:
         """FLOP/s of one device, 0 where they are not known."""
-        if self.config.run.peak_tflops or self.world.device.type != "cuda":
-            return 1e12 * self.config.run.peak_tflops
-        return 1e12 * (peak_tflops(torch.cuda.get_device_name(self.world.device)) or 0.0)
+        return 1e12 * (self.config.run.peak_tflops or known_peak(self.world))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 
 import ovtrain
 from ovtrain.checkpoint.storage import LATEST
+from ovtrain.config.guards import GuardConfig
 from ovtrain.config.load import to_yaml
 from ovtrain.config.train import TrainConfig
 from ovtrain.distributed.context import World
@@ -50,8 +52,7 @@ FREE_KEYS = frozenset(
         "data.shard_cache",
         "data.shard_cache_gib",
         "data.max_bad_in_a_row",
-        "guards.on_nonfinite",
-        "guards.max_skipped",
+        *(f"guards.{entry.name}" for entry in fields(GuardConfig)),
     }
 )
 """Keys that may change between a run and its resumption."""

@@ -8,10 +8,15 @@ from typing import Any
 
 @dataclass
 class TrainState:
-    """``step``: optimizer updates done; ``consumed``: samples read per source; ``views``: samples
-    per view so far; ``filled``: tokens codec selection filled; ``bad``: unreadable samples
-    by the category of their reason; ``unlabelled``: samples without labels; ``skipped``: steps that
-    were left out because something in them was not finite, ``skipped_in_a_row`` the latest of them.
+    """step              optimizer updates done
+    consumed          samples read per source
+    views             samples per view so far
+    filled            tokens that codec selection filled
+    bad               unreadable samples by the category of their reason
+    unlabelled        samples without labels
+    skipped           steps that were left out because something in them was not finite
+    skipped_in_a_row  the latest of them
+    spikes            what the spike detector has seen
     """
 
     step: int = 0
@@ -22,6 +27,7 @@ class TrainState:
     unlabelled: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    spikes: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -8,7 +8,6 @@ import torch
 
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs.device import peak_tflops
-from ovtrain.costs.encoder import training_flops
 from ovtrain.data.batch import PackedBatch
 from ovtrain.data.faults import CATEGORIES
 from ovtrain.data.loader import Loading, StepBatch
@@ -16,9 +15,8 @@ from ovtrain.data.views import VIEWS
 from ovtrain.distributed.collectives import all_reduce
 from ovtrain.distributed.context import World
 from ovtrain.engine.state import TrainState
-from ovtrain.models.packing import attended_pairs
+from ovtrain.engine.work import work_of
 from ovtrain.observability.throughput import Throughput
-from ovtrain.ops.varlen_attention import Sequences
 
 COUNTED = (*VIEWS, *CATEGORIES, "tokens", "flops", "filled", "unlabelled")
 
@@ -43,22 +41,10 @@ class Tally:
         self._loading.add(batch)
 
     def _add_micro(self, micro: PackedBatch) -> None:
-        model, counts = self.model, self._counts
         for view in micro.view[micro.key != 0].tolist():  # a placeholder shows nothing
-            counts[view] += 1
-        lengths = micro.cu_seqlens.diff().tolist()
-        pairs = attended_pairs(
-            Sequences(micro.cu_seqlens, micro.max_seqlen),
-            micro.group_id,
-            micro.positions[:, 0],
-            model.window_frames,
-            len(model.window_layers) / model.size.depth,
-        ).tolist()
-        flops = sum(
-            training_flops(model.size, n, model.patch, p)
-            for n, p in zip(lengths, pairs, strict=True)
-        )
-        counts[-4:-1] += torch.tensor([sum(lengths), flops, int(micro.filled.sum())])
+            self._counts[view] += 1
+        work = work_of(micro, self.model)
+        self._counts[-4:-1] += torch.tensor([work.tokens, work.flops, int(micro.filled.sum())])
 
     def drain(self, state: TrainState) -> None:
         """Collective: bring the counts of all ranks into the state and the throughput."""

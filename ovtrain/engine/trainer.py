@@ -17,6 +17,7 @@ from ovtrain.data.views import VIEWS
 from ovtrain.distributed.context import World
 from ovtrain.engine import quarantine
 from ovtrain.engine.build import Parts
+from ovtrain.engine.health import Health
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.run_directory import code_state
 from ovtrain.engine.state import TrainState
@@ -37,32 +38,43 @@ class Trainer:
         self.tally = Tally(config, world)
         self.verdict = Verdict(config, parts, world)
         self.sinks: list[Sink] = []
+        self.health = Health(config, world)
         self._code = code_state()
         self._unread: list[tuple[StepResult, StepBatch]] = []
-        self._resume()
-        parts.checkpoints.reserve()
+        with self.health.slow("loading the checkpoint"):
+            self._resume()
+            parts.checkpoints.reserve()
 
     def fit(self) -> bool:
         """Train to the last step; False when a signal ended it early (it saved, and resumes)."""
         steps = self.config.run.total_steps
-        state, parts = self.state, self.parts
+        state, health = self.state, self.health
+        health.begin(state)
         self.tally.throughput.read()
+        began = state.step
         try:
             while state.step < steps and not self.stop.requested():
-                batch = self._next_batch()
-                result = parts.step.run(batch, state.step)
-                self._unread.append((result, batch.without_patches()))
-                state.step += 1
-                self.tally.add(batch, sum(result.unlabelled))
-                self._quarantine(batch.bad, state.step)
-                self._maybe_log(steps)
+                with health.step(state.step + 1, first=state.step == began):
+                    self._step()
+                    self._maybe_log(steps)
                 self._maybe_save(final=state.step == steps)
-                parts.checkpoints.poll()
+                health.after(state.step)
             self._maybe_save(final=True)
-            parts.checkpoints.wait()
+            with health.slow("saving"):
+                self.parts.checkpoints.wait()
         finally:
             self._close()
         return state.step == steps
+
+    def _step(self) -> None:
+        state, parts = self.state, self.parts
+        batch = self._next_batch()
+        result = parts.step.run(batch, state.step)
+        self._unread.append((result, batch.without_patches()))
+        state.step += 1
+        self.tally.add(batch, sum(result.unlabelled))
+        self._quarantine(batch.bad, state.step)
+        parts.checkpoints.poll()
 
     def _next_batch(self) -> StepBatch:
         try:
@@ -96,10 +108,12 @@ class Trainer:
         names = list(unread[-1][0].metrics) if unread else []
         table = [torch.stack([result.metrics[name] for name in names]) for result, _ in unread]
         rows = torch.stack(table).tolist() if table else []
-        first = self.state.step - len(rows) + 1
+        first, losses = self.state.step - len(rows) + 1, list[tuple[int, float]]()
         for (step, row), (result, batch) in zip(enumerate(rows, first), unread, strict=True):
             values = dict(zip(names, row, strict=True))
             self.verdict.judge(self.state, step, values, result, batch)
+            losses += [] if values["refused"] else [(step, values["loss"])]
+        self.health.losses(self.state, losses)
         return dict(zip(names, rows[-1], strict=True)) if rows else {}
 
     def _maybe_log(self, steps: int) -> None:
@@ -114,10 +128,11 @@ class Trainer:
             sink.write(row)
 
     def _progress(self, steps: int) -> dict[str, Any]:
-        state = self.state
+        state, rates = self.state, self.tally.read()
         return {
             "lr": learning_rate(self.config.optim, state.step - 1, steps),
-            **self.tally.read(),
+            **rates,
+            **self.health.row(state.step, rates["data_wait_ms"]),
             "views": dict(state.views),
             "filled": state.filled,
             "bad_samples": sum(state.bad.values()),
@@ -134,19 +149,21 @@ class Trainer:
         self._read()  # nothing that is not a number is ever saved
         self.tally.drain(state)
         state.consumed = self.parts.loader.state_dict()
-        checkpoints.save(
-            {
-                "step": step,
-                "train": state.to_json(),
-                "classes": {h.head.source: h.head.classes for h in self.parts.heads},
-                "shards": self.parts.loader.contents(),
-                "config": asdict(self.config),
-                "code": self._code,
-            }
-        )
+        with self.health.slow("saving"):
+            checkpoints.save(
+                {
+                    "step": step,
+                    "train": state.to_json(),
+                    "classes": {h.head.source: h.head.classes for h in self.parts.heads},
+                    "shards": self.parts.loader.contents(),
+                    "config": asdict(self.config),
+                    "code": self._code,
+                }
+            )
 
     def _close(self) -> None:
         self.parts.checkpoints.settle()
+        self.health.close()
         self.stop.close()
         for sink in self.sinks:
             sink.close()

@@ -206,7 +206,9 @@ def test_a_backends_state_lies_where_it_says(setup_folder, tmp_path):
 
 
 def test_the_train_state_is_its_own_checkpoint():
-    state = TrainState(3, {"video": 8}, {"codec": 5}, 2, {"cut short": 1}, 1, 4, 2)
+    state = TrainState(
+        3, {"video": 8}, {"codec": 5}, 2, {"cut short": 1}, 1, 4, 2, {"history": [1.0]}
+    )
     assert all(vars(state).values())
     other = TrainState()
     other.restore(state.to_json())
