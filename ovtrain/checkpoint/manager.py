@@ -53,8 +53,7 @@ class Checkpoints:
         self.every, self.keep, self.keep_every = every, keep, keep_every
         self.background = background
         self.saved_step = -1
-        self.stalled = 0.0
-        """Seconds that saves have kept the loop waiting, since it was last set to 0."""
+        self._stalled = 0.0
         self._snapshot = Snapshot()
         self._group = side_group(world)
         self._writing: Future[None] | None = None
@@ -81,7 +80,12 @@ class Checkpoints:
         else:
             self._write(state, files)
         self.saved_step = state["step"]
-        self.stalled += time.perf_counter() - began
+        self._stalled += time.perf_counter() - began
+
+    def read_stall_ms(self) -> float:
+        """How long saves have kept the loop waiting since the last call."""
+        stalled, self._stalled = self._stalled, 0.0
+        return 1e3 * stalled
 
     def busy(self) -> bool:
         """Whether a copy is being written."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.manager import Checkpoints
 from ovtrain.checkpoint.restore import checkpoint_folder, restore_encoder
 from ovtrain.checkpoint.state import EncoderPart, HeadPart, Part
+from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import Loader
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World, seed_for
 from ovtrain.engine.backend import Backend, PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
-from ovtrain.export.load import fill_encoder, is_public
+from ovtrain.export.load import check_meaning, fill_encoder, is_public
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.optim.sparse_rows import SparseRows
@@ -64,7 +66,10 @@ def start_from(encoder: Encoder, folder: str) -> None:
     if is_public(folder):
         fill_encoder(encoder, folder)
     else:
-        restore_encoder(encoder, checkpoint_folder(folder))
+        step = checkpoint_folder(folder)
+        saved = ModelConfig(**storage.read_state(step)["config"]["model"])
+        check_meaning(saved, encoder.config, str(step))
+        restore_encoder(encoder, step)
 
 
 def _backend(config: TrainConfig, encoder: Encoder, world: World, micro_steps: int) -> Backend:

@@ -133,6 +133,7 @@ class Trainer:
             "lr": learning_rate(self.config.optim, state.step - 1, steps),
             **rates,
             **self.health.row(state.step, rates["data_wait_ms"]),
+            "save_stall_ms": self.parts.checkpoints.read_stall_ms(),
             "views": dict(state.views),
             "filled": state.filled,
             "bad_samples": sum(state.bad.values()),

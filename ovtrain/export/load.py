@@ -41,13 +41,18 @@ def fill_encoder(encoder: Encoder, folder: Path | str) -> None:
     ``model`` to set where the folder holds an encoder of other sizes, rotation or norms."""
     folder = Path(folder)
     config = model_config(_read_object(folder / CONFIG), str(folder / CONFIG))
-    if other := _differences(config, encoder.config):
+    check_meaning(config, encoder.config, str(folder))
+    encoder.load_state_dict(load_encoder(folder).state_dict())
+
+
+def check_meaning(config: ModelConfig, own: ModelConfig, where: str) -> None:
+    """Raises CheckpointError where weights of ``config`` would mean something else to ``own``."""
+    if other := _differences(config, own):
         raise CheckpointError(
-            str(folder),
+            where,
             f"holds another encoder ({', '.join(other)} there)",
             fix=f"set {' '.join(other)}, or start from another",
         )
-    encoder.load_state_dict(load_encoder(folder).state_dict())
 
 
 def _differences(config: ModelConfig, own: ModelConfig) -> list[str]:

@@ -46,6 +46,7 @@ MEASURED = (
     "slowest_rank",
     "memory_mib_max",
     "memory_rank",
+    "save_stall_ms",
 )
 """Fields of a metrics row that say how fast it went, not what was computed."""
 

@@ -154,6 +154,15 @@ def test_a_run_starts_from_an_encoder_in_the_public_format(setup_folder, tmp_pat
         build(other, world())
 
 
+def test_stage_two_refuses_weights_that_would_mean_something_else(setup_folder, tmp_path):
+    fit(small(setup_folder, tmp_path / "one", steps=1))
+    begin = {"init_from": str(tmp_path / "one")}
+    other = ("model.rope_style=released", "model.rope_theta=100")
+    config = small(setup_folder, tmp_path / "two", *other, **begin)
+    with pytest.raises(CheckpointError, match=r"set model.rope_style=rotary model.rope_theta=1"):
+        build(config, world())
+
+
 def test_labels_with_another_number_of_classes_cannot_resume(setup_folder, tmp_path):
     config = small(setup_folder, tmp_path, steps=2)
     fit(config)
