@@ -99,6 +99,7 @@ def train(path: str, begin: str, world: World) -> None:
     told = collectives.gather_objects(met.steps, world.group)
     if world.is_main:
         (Path(config.run.out) / "trace.json").write_text(json.dumps(joined(told)))
+        (Path(config.run.out) / "reduced.json").write_text(json.dumps(met.reduced))
 
 
 def joined(told: list[list[dict[str, list[int]]]]) -> list[dict[str, list[int]]]:
@@ -111,10 +112,11 @@ def joined(told: list[list[dict[str, list[int]]]]) -> list[dict[str, list[int]]]
 
 class Trace:
     """What a rank meets in each step: ``samples/SOURCE``, keys in the order of the stream, and
-    ``rows/SOURCE``, the class rows that are drawn."""
+    ``rows/SOURCE``, the class rows that are drawn. ``reduced``: entries that all-reduces took."""
 
     def __init__(self, parts: Parts) -> None:
         self.steps: list[dict[str, list[int]]] = []
+        self.reduced: list[int] = []
         self.parts, self.run = parts, parts.step.run
         parts.step.run = self._run  # type: ignore[method-assign]
         for source in parts.heads:
@@ -126,7 +128,10 @@ class Trace:
         for source in self.parts.loader.sources:
             keys = [m.key[(m.source == source.number) & (m.key != 0)] for m in batch.micro]
             met[-1][f"samples/{source.config.name}"] = torch.cat(keys).tolist()
-        return self.run(batch, step)
+        before = REDUCED[0]
+        result = self.run(batch, step)
+        self.reduced.append(REDUCED[0] - before)
+        return result
 
     def _watch(self, head: ClassShardedHead) -> None:
         plan = head.plan
@@ -139,8 +144,23 @@ class Trace:
         head.plan = noted  # type: ignore[method-assign]
 
 
+REDUCED = [0]
+
+
+def count_reductions() -> None:
+    """Entries that this process all-reduces from now on, DeepSpeed's among them, in REDUCED."""
+    own = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *given: Any, **named: Any) -> Any:
+        REDUCED[0] += tensor.numel()
+        return own(tensor, *given, **named)
+
+    dist.all_reduce = counted
+
+
 def main(out: str, *runs: str) -> None:
     import_deepspeed()  # before the group, as the training entry does
+    count_reductions()
     world = start_world(force_group=True)
     found = check_collectives(world) | check_time(world)
     for run in runs:

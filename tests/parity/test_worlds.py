@@ -6,6 +6,8 @@ What may differ is the order of float32 sums (ranks, micro-steps, ZeRO's flat pa
 with room, and far below any wrong factor (a missing 1 / world size is 1).
 """
 
+import json
+
 import pytest
 
 from tests.helpers.training import metrics
@@ -63,6 +65,17 @@ def test_losses_fall_or_move(runs: Runs):
     """Guards the tests above against comparing runs in which nothing happens."""
     losses = [row["loss"] for row in metrics(runs.out("plain"))]
     assert max(losses) > 1.2 * min(losses)
+
+
+@pytest.mark.parametrize("name", ["ddp-2", "deepspeed-2"])
+def test_gradients_are_reduced_once_per_step_however_many_micro_steps(runs: Runs, name: str):
+    once, accumulated = (
+        json.loads((runs.out(n) / "reduced.json").read_text())
+        for n in (name, f"{name}-accumulated")
+    )
+    assert len(once) == 20
+    assert min(once) > 400_000  # the encoder's parameters are among it
+    assert accumulated == once
 
 
 def test_collectives_keep_their_gradient_contract(runs: Runs):
