@@ -13,8 +13,8 @@
 
 Nothing was slowed. Shares are exact, where the original's are rounded down; AdamW is fused; the
 losses are not read back; there is no wrapper for ranks, of which there is one. A step is one
-micro-step and its update; the release does four micro-steps per update, which here would take
-less than a hundredth off either side.
+micro-step and its update, on both sides; the release does four micro-steps per update, which would
+take three quarters of ``update`` and of the centers' optimizers off either side.
 """
 
 from __future__ import annotations
