@@ -1,6 +1,7 @@
 """A whole stage-2 step, data and all, against a rebuild of the published training loop.
 
-    python benchmarks/step.py [--clips 16] [--rounds 3] [--workers 2] [--device cpu]
+    python benchmarks/step.py [--clips 16] [--rounds 3] [--workers 2] [--attention auto]
+                              [--device cpu]
 
 A step takes as many images as clips and half as many documents (the released micro-batch is
 16 : 8 : 16), clips in views of 50 / 37.5 / 12.5 %, exactly: a block of 16 clips. 224 x 224, patches
@@ -12,7 +13,8 @@ shards. ``published`` is ``peer_step.py``, whose tables say what it does and whe
 Both have the same files, labels, sizes and threads, and as many workers for data, which run only
 while a step waits for its batch: on a GPU, too, nothing is loaded ahead. Both are bfloat16 under
 autocast with float32 parameters; rotations differ (``released`` there, ``rotary`` here), at equal
-cost. Each step ends with the update of everything.
+cost. Attention is torch's kernel there and the encoder's choice here; ``--attention sdpa`` gives
+both torch's. Each step ends with the update of everything.
 
 Rounds are interleaved. ``step`` is the whole; ``data`` the wait for the batch; ``encoder`` its
 passes, for the published loop with the gathers of patches; ``head`` draws, losses, gradients and
@@ -60,6 +62,7 @@ from ovtrain.data.views import VIEWS
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts, build
 from ovtrain.engine.step import TrainStep
+from ovtrain.ops.varlen_attention import choose_backend
 from ovtrain.schema.sample import Kind
 
 CLASSES, BUDGET, CHUNKS, LR = 15_625, 2048, 8, 1e-4
@@ -182,7 +185,7 @@ def config_of(args: argparse.Namespace, folder: Path) -> TrainConfig:
     ]
     augment = AugmentConfig(flip=0.5, crop_area=[0.7, 1.0], crop_aspect=[0.8, 1.25])
     return TrainConfig(
-        model=ModelConfig(preset=args.preset),
+        model=ModelConfig(preset=args.preset, attention=args.attention),
         data=DataConfig(sources, augment=augment, workers=args.workers, prefetch=1),
         optim=OptimConfig(lr=LR, warmup=0.0),
         run=RunConfig(
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="that make samples, of each side")
     parser.add_argument("--micro-batch", type=int, default=0, help="our samples per forward pass")
+    parser.add_argument("--attention", default="auto", help="ours; sdpa is the peer's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -248,6 +252,7 @@ def main() -> None:
             device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
             torch=torch.__version__,
             preset=args.preset,
+            attention=choose_backend(args.attention, args.device, torch.bfloat16),
             rounds=args.rounds,
             workers=args.workers,
             **found,

@@ -1,139 +1,14 @@
 // The only file compiled for AVX-512; it holds nothing that other files might share.
-//
-// A product takes its left side as rows of bfloat16 pairs and its right side packed: 32-bit words,
-// each a column's entries of two consecutive rows, which is what VDPBF16PS multiplies.
 
 #include "attention.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 
-#include <immintrin.h>
+#include "attention_tiles.h"
 
-#include <cmath>
-#include <cstring>
-
-#define INLINE static inline __attribute__((always_inline))
+#include <math.h>
 
 namespace {
-
-constexpr int64_t PANEL = 64;    // columns of a packed panel
-constexpr int64_t ROWS = 48;     // left rows of a block
-constexpr int64_t COLUMNS = 256;  // right columns of a block
-constexpr float LOG2E = 1.44269504f;
-
-INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
-
-INLINE float number(uint16_t x) {
-    const uint32_t wide = uint32_t(x) << 16;
-    float f;
-    std::memcpy(&f, &wide, 4);
-    return f;
-}
-
-INLINE __m512i pairs_of(const uint16_t* row) {
-    int32_t both;
-    std::memcpy(&both, row, 4);
-    return _mm512_set1_epi32(both);
-}
-
-// C (M, 16 V) <- or += A (M, 2 pairs) B (2 pairs, 16 V).
-template <int M, int V>
-INLINE void tile(const uint16_t* a, int64_t lda, const uint32_t* b, int64_t ldb, float* c,
-                 int64_t ldc, int64_t pairs, bool add) {
-    __m512 sum[M][V];
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v)
-            sum[m][v] = add ? _mm512_loadu_ps(c + m * ldc + 16 * v) : _mm512_setzero_ps();
-    for (int64_t k = 0; k < pairs; ++k) {
-        __m512bh right[V];
-        for (int v = 0; v < V; ++v)
-            right[v] = (__m512bh)_mm512_loadu_si512(b + k * ldb + 16 * v);
-        for (int m = 0; m < M; ++m) {
-            const __m512bh left = (__m512bh)pairs_of(a + m * lda + 2 * k);
-            for (int v = 0; v < V; ++v) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], left, right[v]);
-        }
-    }
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) _mm512_storeu_ps(c + m * ldc + 16 * v, sum[m][v]);
-}
-
-template <int V>
-void strip(int64_t rows, const uint16_t* a, int64_t lda, const uint32_t* b, int64_t ldb, float* c,
-           int64_t ldc, int64_t pairs, bool add) {
-    for (; rows >= 6; rows -= 6, a += 6 * lda, c += 6 * ldc)
-        tile<6, V>(a, lda, b, ldb, c, ldc, pairs, add);
-    switch (rows) {
-        case 5: return tile<5, V>(a, lda, b, ldb, c, ldc, pairs, add);
-        case 4: return tile<4, V>(a, lda, b, ldb, c, ldc, pairs, add);
-        case 3: return tile<3, V>(a, lda, b, ldb, c, ldc, pairs, add);
-        case 2: return tile<2, V>(a, lda, b, ldb, c, ldc, pairs, add);
-        case 1: return tile<1, V>(a, lda, b, ldb, c, ldc, pairs, add);
-    }
-}
-
-// `columns` is a multiple of 32.
-void product(int64_t rows, int64_t columns, int64_t pairs, const uint16_t* a, int64_t lda,
-             const uint32_t* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-    for (; columns >= 64; columns -= 64, b += 64, c += 64)
-        strip<4>(rows, a, lda, b, ldb, c, ldc, pairs, add);
-    if (columns) strip<2>(rows, a, lda, b, ldb, c, ldc, pairs, add);
-}
-
-// Scores of some rows against panels of `pack_columns`.
-void scores(int64_t rows, int64_t columns, int64_t d, HeadRows a, const uint32_t* panels, float* c) {
-    for (int64_t j = 0; j < columns; j += PANEL)
-        strip<4>(rows, a.data, a.stride, panels + j * d / 2, PANEL, c + j, COLUMNS, d / 2, false);
-}
-
-// 2^x for x <= 0, relative error below 3e-6; NaN stays NaN.
-INLINE __m512 power(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-160.0f), x);
-    const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 r = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_set1_ps(1.33335581e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
-
-INLINE __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
-
-INLINE void store(uint16_t* to, __m512 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(x));
-}
-
-// Panels for products over d: word (i, j) of a panel holds entries 2i, 2i + 1 of row j.
-void pack_columns(HeadRows from, int64_t n, int64_t d, uint32_t* to) {
-    for (int64_t j = 0; j < padded(n); ++j) {
-        uint32_t* column = to + j / PANEL * PANEL * d / 2 + j % PANEL;
-        for (int64_t i = 0; i < d / 2; ++i) {
-            uint32_t both = 0;
-            if (j < n) std::memcpy(&both, from.data + j * from.stride + 2 * i, 4);
-            column[i * PANEL] = both;
-        }
-    }
-}
-
-// For products over rows: word (i, c) holds column c of rows 2i and 2i + 1.
-void pack_rows(HeadRows from, int64_t n, int64_t d, uint32_t* to) {
-    for (int64_t i = 0; i < padded(n); i += 2, to += d) {
-        const uint16_t* row = from.data + i * from.stride;
-        for (int64_t c = 0; c < d; ++c) {
-            const uint32_t low = i < n ? row[c] : 0, high = i + 1 < n ? row[from.stride + c] : 0;
-            to[c] = low | high << 16;
-        }
-    }
-}
-
-void transpose(HeadRows from, int64_t n, int64_t d, uint16_t* to) {
-    const int64_t width = padded(n);
-    for (int64_t i = 0; i < width; ++i)
-        for (int64_t c = 0; c < d; ++c)
-            to[c * width + i] = i < n ? from.data[i * from.stride + c] : 0;
-}
 
 struct Arena {
     uintptr_t at;
@@ -187,8 +62,8 @@ INLINE void soften(const Forward& f, int64_t r, int64_t columns, int64_t d, floa
     __m512 most = _mm512_loadu_ps(score);
     for (int64_t j = 16; j < columns; j += 16)
         most = _mm512_max_ps(most, _mm512_loadu_ps(score + j));
-    const float top = std::fmax(f.peak[r], _mm512_reduce_max_ps(most) * factor);
-    const float kept = std::exp2(f.peak[r] - top);
+    const float top = fmaxf(f.peak[r], _mm512_reduce_max_ps(most) * factor);
+    const float kept = exp2f(f.peak[r] - top);
     const __m512 scale = _mm512_set1_ps(factor), shift = _mm512_set1_ps(top);
     __m512 total = _mm512_setzero_ps();
     for (int64_t j = 0; j < columns; j += 16) {
@@ -277,7 +152,7 @@ void attend(HeadShape shape, HeadRows q, HeadRows k, HeadRows v, HeadRows out, f
     for (int64_t i = 0; i < n; i += ROWS) {
         const int64_t rows = least(ROWS, n - i);
         for (int64_t r = 0; r < rows; ++r) f.peak[r] = -INFINITY, f.total[r] = 0;
-        std::memset(f.sum, 0, size_t(ROWS * d) * 4);
+        memset(f.sum, 0, size_t(ROWS * d) * 4);
         for (int64_t j = 0; j < n; j += COLUMNS) {
             const int64_t columns = least(COLUMNS, padded(n) - j);
             scores(rows, columns, d, from_row(q, i), f.keys + j * d / 2, f.score);
@@ -290,7 +165,7 @@ void attend(HeadShape shape, HeadRows q, HeadRows k, HeadRows v, HeadRows out, f
         }
         for (int64_t r = 0; r < rows; ++r) {
             const __m512 inverse = _mm512_set1_ps(1.0f / f.total[r]);
-            lse[i + r] = f.peak[r] + std::log2(f.total[r]);
+            lse[i + r] = f.peak[r] + log2f(f.total[r]);
             for (int64_t c = 0; c < d; c += 16)
                 store(out.data + (i + r) * out.stride + c,
                       _mm512_mul_ps(_mm512_loadu_ps(f.sum + r * d + c), inverse));
@@ -312,7 +187,7 @@ void attend_backward(HeadShape shape, HeadRows q, HeadRows k, HeadRows v, HeadRo
         b.lse[i] = i < n ? lse[i] : 1e30f;
         b.delta[i] = i < n ? along(from_row(grad, i).data, from_row(out, i).data, d) : 0.0f;
     }
-    std::memset(b.dq, 0, size_t(width * d) * 4);
+    memset(b.dq, 0, size_t(width * d) * 4);
     for (int64_t j = 0; j < n; j += ROWS) {
         const int64_t rows = least(ROWS, n - j);
         for (int64_t i = 0; i < width; i += COLUMNS) {
