@@ -25,7 +25,7 @@ PRESETS: dict[str, ModelSize] = {
 }
 ROPE_STYLES = ("rotary", "released")
 NORMS = ("layer_norm", "rms_norm")
-ATTENTION_BACKENDS = ("auto", "sdpa", "varlen", "flash")
+ATTENTION_BACKENDS = ("auto", "sdpa", "native", "varlen", "flash")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""Attention over packed sequences: one signature, three backends; the only home of flash_attn.
+"""Attention over packed sequences: one signature, four backends; the only home of flash_attn.
 
     varlen_attention(q, k, v, rows_q, rows_k, backend) -> (Nq, H, d)
 
 q (Nq, H, d); k, v (Nk, H, d). ``rows_q`` and ``rows_k`` are ``Sequences`` of one length: sequence i
 of q attends to sequence i of k and to nothing else. Not causal, scale d ** -0.5.
 
-``sdpa`` is the reference and runs anywhere; ``varlen`` (torch) and ``flash`` need a GPU and half
-precision. Under ``torch.use_deterministic_algorithms`` backward passes are deterministic, too.
+``sdpa`` is the reference and runs anywhere; ``native`` (``native_attention.py``) needs a CPU with
+bfloat16 products; ``varlen`` (torch) and ``flash`` need a GPU and half precision. Under
+``torch.use_deterministic_algorithms`` backward passes are deterministic, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ovtrain.schema.errors import ConfigError
 
+try:
+    from ovtrain.ops.native_attention import native_attention
+except ImportError:
+    native_attention = None
 try:
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 except ImportError:
@@ -68,7 +73,10 @@ def varlen_attention(
     backend: str = "sdpa",
 ) -> Tensor:
     """See the module. ``backend`` is a name that ``choose_backend`` returned."""
-    if backend == "sdpa":
+    if backend == "native" and rows_q is rows_k:
+        assert native_attention is not None
+        return native_attention(q, k, v, rows_q.bounds)
+    if backend in ("sdpa", "native"):  # pooling: one query per sequence
         return _sdpa(q, k, v, rows_q, rows_k)
     if backend == "flash":
         attend, options = (
@@ -123,6 +131,7 @@ def choose_backend(wanted: str, device: str, dtype: torch.dtype) -> str:
     usable = {
         "flash": device == "cuda" and half and flash_attn_varlen_func is not None,
         "varlen": device == "cuda" and half and varlen_attn is not None,
+        "native": device == "cpu" and dtype == torch.bfloat16 and native_attention is not None,
         "sdpa": True,
     }
     if wanted == "auto":

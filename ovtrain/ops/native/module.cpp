@@ -18,6 +18,8 @@
 
 namespace nb = nanobind;
 
+void bind_attention(nb::module_& m);  // attention_module.cpp
+
 namespace {
 
 using Array = nb::ndarray<nb::device::cpu, nb::c_contig>;
@@ -239,6 +241,7 @@ void update_rows(Array rows, std::optional<Array> first, Moments second,
 NB_MODULE(_native, m) {
     const auto array = nb::arg().noconvert();
     const auto value = nb::arg();
+    bind_attention(m);
     m.def("draw", &draw, value, value, value, value, array);
     m.def("unit_rows", &unit_rows, array, array, array, array, value);
     m.def("pull", &pull, array, array, array, array, array, value);
