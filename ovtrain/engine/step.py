@@ -99,7 +99,8 @@ class TrainStep:
         losses = torch.zeros(len(self.heads), device=device)
         sound: list[Tensor] = []
         for k, micro in enumerate(batch.micro):
-            _, pooled = self.backend.forward(micro.to(device))
+            moved = micro.to(device)
+            _, pooled = self.backend.forward(moved)
             embeddings = pooled.float()
             places = [send(batch.rows[k][h.number], device) for h in self.heads]
             cut = embeddings.detach().contiguous()  # the boundary between the two planes
@@ -108,9 +109,7 @@ class TrainStep:
             self.backend.backward((embeddings * result.gradient).sum(), last=last)
             losses += result.losses
             finite = result.gradient.isfinite().all(1)
-            sound.append(
-                result.sound & finite & self.token_gradients.sound(send(micro.cu_seqlens, device))
-            )
+            sound.append(result.sound & finite & self.token_gradients.sound(moved.cu_seqlens))
         squares = self._squares(steps)
         unsound = torch.stack([(~part).sum() for part in sound]).sum()
         sums = torch.cat([losses, unsound.float()[None], squares.sum()[None]])

@@ -26,6 +26,7 @@ from ovtrain.engine.build import Parts, build
 from ovtrain.engine.run_directory import claim, describe
 from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
+from tests.helpers.benchmark_modules import benchmark_module
 from tests.helpers.shards import write_labels, write_shards
 
 MEASURED = (
@@ -225,3 +226,33 @@ def poison(
     backend.forward = poisoned_forward  # type: ignore[method-assign]
     sources.micro_step = poisoned_loss  # type: ignore[method-assign]
     return lambda: seen["state"], lambda: seen["name"]
+
+
+def outside_the_encoder(parts: Parts) -> Any:
+    """Counts what steps dispatch from the embeddings to the end of the update, the encoder's own
+    passes left out (``benchmarks/dispatched.py``)."""
+    mode = benchmark_module("dispatched").Dispatched()
+    step, backend = parts.step, parts.step.backend
+
+    def paused(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            if entered:
+                entered.pop().__exit__(None, None, None)
+            result = work(*given, **named)
+            entered.append(mode.__enter__())
+            return result
+
+        return call
+
+    def left(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            entered.pop().__exit__(None, None, None)
+            return work(*given)
+
+        return call
+
+    entered: list[Any] = []
+    backend.forward = paused(backend.forward)  # type: ignore[method-assign]
+    backend.backward = paused(backend.backward)  # type: ignore[method-assign]
+    step._metrics = left(step._metrics)  # type: ignore[method-assign]
+    return mode
