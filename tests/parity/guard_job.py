@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ovtrain.engine.build import build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
 from ovtrain.engine.trainer import Trainer
 from ovtrain.engine.verdict import NonFiniteLoss
-from tests.helpers.training import poison, state_of
+from tests.helpers.training import outside_the_encoder, poison, state_of
 
 STEP, RANK, SAMPLE = 2, 1, 1
 
@@ -33,11 +34,13 @@ def watched(config: TrainConfig, place: str, world: World) -> dict[str, Any]:
     trainer = Trainer(config, parts, world)
     step = STEP if world.rank == RANK else -1
     _, name = poison(parts, place, float("nan"), step=step, sample=SAMPLE)
+    dispatched = outside_the_encoder(parts)
     run, states = parts.step.run, list[dict[str, torch.Tensor]]()
 
     def noted(batch: Any, number: int) -> Any:
         states.append(state_of(parts))
-        return run(batch, number)
+        known = [replace(micro, longest=micro.max_seqlen) for micro in batch.micro]  # on the host
+        return run(replace(batch, micro=known), number)
 
     parts.step.run = noted  # type: ignore[method-assign]
     error = ""
@@ -56,6 +59,8 @@ def watched(config: TrainConfig, place: str, world: World) -> dict[str, Any]:
         "changed": changed,
         "moved_before": len(moved),
         "changed_at_the_end": len(end),
+        "waits": dispatched.waits,
+        "launches": dispatched.launches,
         "finite": all(bool(tensor.isfinite().all()) for tensor in states[-1].values()),
     }
 

@@ -54,6 +54,14 @@ def test_the_run_stops_before_the_update_and_names_rank_source_and_sample(
         assert rank["finite"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_step_waited_for_a_device(found: dict[str, Any], backend: str):
+    """Outside the encoder's own passes; DeepSpeed's update is among what was watched."""
+    for rank in found[f"embedding-{backend}"]:
+        assert rank["launches"] > 100
+        assert rank["waits"] == []
+
+
 def test_the_step_is_left_out_on_all_ranks_and_training_goes_on(found: dict[str, Any]):
     for rank in found[SKIPPING]:
         assert rank["error"] == ""
