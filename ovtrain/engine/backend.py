@@ -94,7 +94,9 @@ class PlainBackend:
         squares = torch.stack([g.float().square().sum() for g in gradients]).sum()
         norm = joint_norm(squares.sqrt(), sharded_squares)
         self.optimizer.found_inf = gate.judge(norm)  # type: ignore[attr-defined]
-        torch._foreach_mul_(gradients, clip_factor(norm, self.clip))
+        factor = clip_factor(norm, self.clip)
+        for gradient in gradients:
+            gradient.mul_(factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -91,10 +91,7 @@ class Health:
     def row(self, step: int, data_wait_ms: float) -> dict[str, float]:
         """Collective: times of the window that ends with ``step``, and which rank stands out."""
         times, self._read = CLOCK.read(step - self._read), step
-        own = max(times["step_ms"] - times["comm_ms"], 0.0)
-        mine = RankRow(own, data_wait_ms, peak_memory_mib(self.world.device))
-        sent = torch.tensor([mine.numbers()], dtype=torch.float64)
-        rows = [RankRow(*row) for row in all_gather_slots(sent, 1, self.world.group).tolist()]
+        rows = rank_rows(times, data_wait_ms, self.world)
         warnings = self.ranks.warnings(rows)
         for line in warnings if self.world.is_main else ():
             log.warning(line)
@@ -104,3 +101,11 @@ class Health:
         if self._collector is not None:
             self._collector.close()
         self.watchdog.close()
+
+
+def rank_rows(times: Mapping[str, float], data_wait_ms: float, world: World) -> list[RankRow]:
+    """Collective: every rank's numbers of a window; ``times``: what ``CLOCK.read`` gave."""
+    own = max(times["step_ms"] - times["comm_ms"], 0.0)
+    mine = RankRow(own, data_wait_ms, peak_memory_mib(world.device))
+    sent = torch.tensor([mine.numbers()], dtype=torch.float64)
+    return [RankRow(*row) for row in all_gather_slots(sent, 1, world.group).tolist()]

@@ -18,15 +18,16 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import Loading
-from ovtrain.distributed.collectives import all_gather_slots, all_reduce, barrier
+from ovtrain.distributed.collectives import all_reduce, barrier
 from ovtrain.distributed.comm_time import CLOCK
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
+from ovtrain.engine.health import rank_rows
 from ovtrain.engine.tally import known_peak
 from ovtrain.engine.work import work_of
 from ovtrain.observability.profile.page import Measured
 from ovtrain.observability.profile.trace import COMMUNICATION, DATA, PREFIX, STEP, WINDOW
-from ovtrain.observability.ranks import RankRow, peak_memory_mib, rank_metrics
+from ovtrain.observability.ranks import rank_metrics
 from ovtrain.observability.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -83,13 +84,7 @@ class Profiling:
         work = all_reduce(self._work.to(self.world.device), self.world.group).tolist()
         self._throughput.add(round(work[0]), round(work[1]), work[2])
         rates, loading = self._throughput.read(), self._loading.read()
-        own = RankRow(
-            max(times["step_ms"] - times["comm_ms"], 0.0),
-            rates["data_wait_ms"],
-            peak_memory_mib(self.world.device),
-        )
-        row = torch.tensor([own.numbers()], dtype=torch.float64)
-        rows = [RankRow(*each) for each in all_gather_slots(row, 1, self.world.group).tolist()]
+        rows = rank_rows(times, rates["data_wait_ms"], self.world)
         ranks, peak = rank_metrics(rows), self._peak()
         return Measured(
             steps,
