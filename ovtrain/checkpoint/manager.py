@@ -25,6 +25,7 @@ from ovtrain.checkpoint.snapshot import Snapshot
 from ovtrain.checkpoint.state import Files, Part
 from ovtrain.checkpoint.tensor_files import write_tensors
 from ovtrain.distributed.collectives import gather_objects
+from ovtrain.distributed.comm_time import CLOCK
 from ovtrain.distributed.context import World, side_group
 from ovtrain.schema.errors import CheckpointError
 
@@ -163,7 +164,7 @@ class Checkpoints:
         """Load the newest sound checkpoint into the parts; its state, or None for a fresh run.
 
         Collective. One that is damaged or not whole is refused by name and the one before it taken.
-        Raises CheckpointError where there are checkpoints and none is sound.
+        Raises CheckpointError where there are checkpoints and none is sound, or all are gone.
         """
         refused = list[str]()
         tried = storage.candidates(self.folder) if self.world.is_main else []
@@ -175,13 +176,19 @@ class Checkpoints:
                 return self._load(folder, refused)
             refused.append(f"{folder}: {'; '.join(found[:4])}")
             log.warning("refused %s", refused[-1])
-        if refused:
+        if refused or self._names_one():
+            reasons = " | ".join(refused) or f"{storage.LATEST} names one, but there is none"
             raise CheckpointError(
                 str(self.folder),
-                "no checkpoint is sound: " + " | ".join(refused),
+                f"no checkpoint is sound: {reasons}",
                 fix="put a sound step directory back, or start another run.out",
             )
         return None
+
+    def _names_one(self) -> bool:
+        """Collective: whether checkpoints were here once."""
+        told = self.world.is_main and (self.folder / storage.LATEST).exists()
+        return gather_objects(told, self.world.group)[0]
 
     def _faults(self, folder: Path) -> list[str]:
         """Collective: what is wrong with a step directory. Each rank reads its share of it."""
@@ -218,7 +225,8 @@ def _started(work: Callable[[], None]) -> Future[None]:
 
     def run() -> None:
         try:
-            result.set_result(work())
+            with CLOCK.uncounted():
+                result.set_result(work())
         except BaseException as error:  # noqa: BLE001 (raised again where the result is asked for)
             result.set_exception(error)
 

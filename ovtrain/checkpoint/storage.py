@@ -90,18 +90,22 @@ def read_manifest(folder: Path) -> Entries:
 
 
 def faults(folder: Path, entries: Entries) -> list[str]:
-    """Files of a step directory that are missing or changed, each with what is wrong."""
-    found: list[str] = []
-    for name, entry in entries.items():
-        path = folder / name
+    """Files of a step directory that are missing, changed or cannot be read, each with what is
+    wrong."""
+    told = ((name, _fault(folder / name, entry)) for name, entry in entries.items())
+    return [f"{name} {fault}" for name, fault in told if fault]
+
+
+def _fault(path: Path, entry: dict[str, Any]) -> str:
+    try:
         if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            size = path.stat().st_size
-            found.append(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
-        elif file_sha256(path) != entry["sha256"]:
-            found.append(f"{name} is damaged: other bytes than were written")
-    return found
+            return "is missing"
+        if (size := path.stat().st_size) != entry["bytes"]:
+            return f"is damaged: {size} bytes instead of {entry['bytes']}"
+        sound = file_sha256(path) == entry["sha256"]
+    except OSError as error:  # a bad block, a server that is gone
+        return f"cannot be read: {error.strerror or error}"
+    return "" if sound else "is damaged: other bytes than were written"
 
 
 def check(folder: Path) -> None:

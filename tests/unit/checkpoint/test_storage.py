@@ -1,9 +1,12 @@
 """Step directories: whole or absent, checked before use, the one before used where one is
 damaged."""
 
+import errno
 import json
+import os
 import re
 import resource
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -21,6 +24,7 @@ from ovtrain.checkpoint.snapshot import Snapshot
 from ovtrain.checkpoint.state import Files
 from ovtrain.checkpoint.tensor_files import TensorFile, read_tensors, write_tensors
 from ovtrain.config.model import ModelConfig
+from ovtrain.distributed.comm_time import CLOCK
 from ovtrain.models.encoder import build_encoder
 from ovtrain.schema.errors import CheckpointError
 from tests.helpers.training import world
@@ -235,6 +239,40 @@ def test_a_run_with_no_sound_checkpoint_does_not_start_anew(tmp_path: Path, kind
         manager(tmp_path, Counter()).resume()
     with pytest.raises(CheckpointError, match=f"no sound checkpoint here: .*{fault}"):
         checkpoint_folder(tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_all_gone_does_not_start_anew(tmp_path: Path):
+    shutil.rmtree(save(tmp_path, 5))
+    with pytest.raises(CheckpointError, match="latest names one, but there is none"):
+        manager(tmp_path, Counter()).resume()
+
+
+def test_the_checkpoint_before_one_that_the_disk_does_not_give_is_used(
+    tmp_path: Path, monkeypatch, caplog
+):
+    bad, own = save(tmp_path, 5, 10) / FILE, storage.file_sha256
+
+    def failing(path: Path) -> str:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return own(path)
+
+    monkeypatch.setattr(storage, "file_sha256", failing)
+    with caplog.at_level("WARNING"):
+        assert resumed(tmp_path) == (5, 5.0)
+    assert f"{FILE} cannot be read: Input/output error" in caplog.text
+
+
+def test_a_save_in_the_background_is_no_communication_of_the_loop(tmp_path: Path, monkeypatch):
+    def write_slowly(*given) -> dict[str, object]:
+        with CLOCK.measured(None):
+            time.sleep(0.05)
+        return write_tensors(*given)
+
+    monkeypatch.setattr(manager_module, "write_tensors", write_slowly)
+    CLOCK.read(1)
+    save(tmp_path, 5)
+    assert CLOCK.read(1)["comm_ms"] == 0
 
 
 @pytest.mark.parametrize("pointer", [None, "step-00000099\n", "\x00\xff", ""])
