@@ -126,12 +126,19 @@ class Checkpoints:
 
         def seal() -> None:
             storage.seal(temp, final, state, written)
-            storage.prune(self.folder, self.keep, state["step"], self.keep_every)
+            self._prune(state["step"])
 
         self._agree(final, temp, self._attempt(lambda: storage.begin(temp), main=True))
         written = self._agree(final, temp, self._attempt(write), entries)
         self._agree(final, temp, self._attempt(seal, main=True))
         log.info("saved %s in %.1f s", final, time.perf_counter() - began)
+
+    def _prune(self, newest: int) -> None:
+        """An old checkpoint that does not go (on NFS while somebody reads it) harms no new one."""
+        try:
+            storage.prune(self.folder, self.keep, newest, self.keep_every)
+        except OSError as error:
+            log.warning("could not delete old checkpoints: %s", error)
 
     def _attempt(self, work: Callable[[], None], *, main: bool = False) -> str:
         """What went wrong, or nothing; ``main``: work of rank 0 alone."""

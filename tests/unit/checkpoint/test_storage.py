@@ -106,6 +106,24 @@ def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path):
     assert steps == [10, 20, 30]
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(
+    tmp_path: Path, monkeypatch, caplog
+):
+    save(tmp_path, 5)
+    own = shutil.rmtree
+
+    def held_open(path: Path, *given, **named) -> None:
+        if path.name == "step-00000005":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        own(path, *given, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", held_open)
+    with caplog.at_level("WARNING"):
+        assert save(tmp_path, 10, keep=1).name == "step-00000010"
+    assert "could not delete old checkpoints" in caplog.text
+    assert resumed(tmp_path) == (10, 10.0)
+
+
 def test_a_run_set_back_to_an_older_step_loses_nothing_it_names(tmp_path: Path):
     save(tmp_path, 5, 10, 15, 20)
     (tmp_path / storage.LATEST).write_text("step-00000015\n")
