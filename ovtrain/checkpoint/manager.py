@@ -55,6 +55,7 @@ class Checkpoints:
         self.background = background
         self.saved_step = -1
         self._stalled = 0.0
+        self._refused: set[str] = set()
         self._snapshot = Snapshot()
         self._group = side_group(world)
         self._writing: Future[None] | None = None
@@ -135,8 +136,9 @@ class Checkpoints:
 
     def _prune(self, newest: int) -> None:
         """An old checkpoint that does not go (on NFS while somebody reads it) harms no new one."""
+        self._refused.discard(storage.step_name(newest))
         try:
-            storage.prune(self.folder, self.keep, newest, self.keep_every)
+            storage.prune(self.folder, self.keep, newest, self.keep_every, self._refused)
         except OSError as error:
             log.warning("could not delete old checkpoints: %s", error)
 
@@ -181,6 +183,7 @@ class Checkpoints:
             found = self._faults(folder)
             if not found:
                 return self._load(folder, refused)
+            self._refused.add(name)
             refused.append(f"{folder}: {'; '.join(found[:4])}")
             log.warning("refused %s", refused[-1])
         if refused or self._names_one():

@@ -100,6 +100,18 @@ def test_only_the_newest_are_kept(tmp_path: Path):
     assert names == ["latest", "step-00000015", "step-00000020"]
 
 
+def test_a_damaged_one_does_not_count_among_those_kept(tmp_path: Path):
+    damaged(save(tmp_path, 3, 5), "flipped")
+    part = Counter()
+    checkpoints = manager(tmp_path, part)
+    checkpoints.resume()
+    for step, left in ((6, [3, 5, 6]), (9, [6, 9])):
+        checkpoints.save({"step": step})
+        checkpoints.wait()
+        steps = [storage.step_of(path) for path in tmp_path.glob("step-*")]
+        assert sorted(steps) == left
+
+
 def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path):
     save(tmp_path, 5, 10, 15, 20, 25, 30, keep=1, keep_every=10)
     steps = sorted(storage.step_of(path) for path in tmp_path.glob("step-*"))
