@@ -25,6 +25,7 @@ from ovtrain.checkpoint.snapshot import Snapshot
 from ovtrain.checkpoint.state import Files, Part
 from ovtrain.checkpoint.tensor_files import write_tensors
 from ovtrain.distributed.collectives import gather_objects
+from ovtrain.distributed.comm_time import CLOCK
 from ovtrain.distributed.context import World, side_group
 from ovtrain.schema.errors import CheckpointError
 
@@ -54,6 +55,7 @@ class Checkpoints:
         self.background = background
         self.saved_step = -1
         self._stalled = 0.0
+        self._refused: set[str] = set()
         self._snapshot = Snapshot()
         self._group = side_group(world)
         self._writing: Future[None] | None = None
@@ -125,12 +127,20 @@ class Checkpoints:
 
         def seal() -> None:
             storage.seal(temp, final, state, written)
-            storage.prune(self.folder, self.keep, state["step"], self.keep_every)
+            self._prune(state["step"])
 
         self._agree(final, temp, self._attempt(lambda: storage.begin(temp), main=True))
         written = self._agree(final, temp, self._attempt(write), entries)
         self._agree(final, temp, self._attempt(seal, main=True))
         log.info("saved %s in %.1f s", final, time.perf_counter() - began)
+
+    def _prune(self, newest: int) -> None:
+        """An old checkpoint that does not go (on NFS while somebody reads it) harms no new one."""
+        self._refused.discard(storage.step_name(newest))
+        try:
+            storage.prune(self.folder, self.keep, newest, self.keep_every, self._refused)
+        except OSError as error:
+            log.warning("could not delete old checkpoints: %s", error)
 
     def _attempt(self, work: Callable[[], None], *, main: bool = False) -> str:
         """What went wrong, or nothing; ``main``: work of rank 0 alone."""
@@ -163,7 +173,7 @@ class Checkpoints:
         """Load the newest sound checkpoint into the parts; its state, or None for a fresh run.
 
         Collective. One that is damaged or not whole is refused by name and the one before it taken.
-        Raises CheckpointError where there are checkpoints and none is sound.
+        Raises CheckpointError where there are checkpoints and none is sound, or all are gone.
         """
         refused = list[str]()
         tried = storage.candidates(self.folder) if self.world.is_main else []
@@ -173,15 +183,22 @@ class Checkpoints:
             found = self._faults(folder)
             if not found:
                 return self._load(folder, refused)
+            self._refused.add(name)
             refused.append(f"{folder}: {'; '.join(found[:4])}")
             log.warning("refused %s", refused[-1])
-        if refused:
+        if refused or self._names_one():
+            reasons = " | ".join(refused) or f"{storage.LATEST} names one, but there is none"
             raise CheckpointError(
                 str(self.folder),
-                "no checkpoint is sound: " + " | ".join(refused),
+                f"no checkpoint is sound: {reasons}",
                 fix="put a sound step directory back, or start another run.out",
             )
         return None
+
+    def _names_one(self) -> bool:
+        """Collective: whether checkpoints were here once."""
+        told = self.world.is_main and (self.folder / storage.LATEST).exists()
+        return gather_objects(told, self.world.group)[0]
 
     def _faults(self, folder: Path) -> list[str]:
         """Collective: what is wrong with a step directory. Each rank reads its share of it."""
@@ -218,7 +235,8 @@ def _started(work: Callable[[], None]) -> Future[None]:
 
     def run() -> None:
         try:
-            result.set_result(work())
+            with CLOCK.uncounted():
+                result.set_result(work())
         except BaseException as error:  # noqa: BLE001 (raised again where the result is asked for)
             result.set_exception(error)
 

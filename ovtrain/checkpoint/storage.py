@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,22 @@ def read_manifest(folder: Path) -> Entries:
 
 
 def faults(folder: Path, entries: Entries) -> list[str]:
-    """Files of a step directory that are missing or changed, each with what is wrong."""
-    found: list[str] = []
-    for name, entry in entries.items():
-        path = folder / name
+    """Files of a step directory that are missing, changed or cannot be read, each with what is
+    wrong."""
+    told = ((name, _fault(folder / name, entry)) for name, entry in entries.items())
+    return [f"{name} {fault}" for name, fault in told if fault]
+
+
+def _fault(path: Path, entry: dict[str, Any]) -> str:
+    try:
         if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            size = path.stat().st_size
-            found.append(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
-        elif file_sha256(path) != entry["sha256"]:
-            found.append(f"{name} is damaged: other bytes than were written")
-    return found
+            return "is missing"
+        if (size := path.stat().st_size) != entry["bytes"]:
+            return f"is damaged: {size} bytes instead of {entry['bytes']}"
+        sound = file_sha256(path) == entry["sha256"]
+    except OSError as error:  # a bad block, a server that is gone
+        return f"cannot be read: {error.strerror or error}"
+    return "" if sound else "is damaged: other bytes than were written"
 
 
 def check(folder: Path) -> None:
@@ -130,14 +135,18 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(folder / STATE), f"unreadable ({error})") from error
 
 
-def prune(checkpoints: Path, keep: int, newest: int, keep_every: int = 0) -> None:
+def prune(
+    checkpoints: Path, keep: int, newest: int, keep_every: int = 0, refused: Collection[str] = ()
+) -> None:
     """Delete what crashed writers left, and of the step directories up to step ``newest`` all but
-    the last ``keep`` and every ``keep_every``-th step (0: none). Later ones stay: a run that was
-    set back to an older step replaces them when it gets there."""
+    the last ``keep`` and every ``keep_every``-th step (0: none). ``refused`` names damaged ones,
+    which do not count. Later ones stay: a run that was set back to an older step replaces them when
+    it gets there."""
     for path in checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(path)
     steps = [path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name)]
     passed = sorted((path for path in steps if step_of(path) <= newest), key=step_of)
-    for path in passed[:-keep]:
+    sound = [path for path in passed if path.name not in refused]
+    for path in passed[: passed.index(sound[-keep:][0])] if sound else ():
         if not keep_every or step_of(path) % keep_every:
             shutil.rmtree(path)

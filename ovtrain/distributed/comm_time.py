@@ -75,6 +75,16 @@ class CommTime:
             self._inside.flag = False
 
     @contextmanager
+    def uncounted(self) -> Generator[None]:
+        """Calls of this thread do not count: the loop does not wait for them."""
+        before = getattr(self._inside, "flag", False)
+        self._inside.flag = True
+        try:
+            yield
+        finally:
+            self._inside.flag = before
+
+    @contextmanager
     def _on_host(self) -> Generator[None]:
         start = self._clock()
         try:

@@ -1,9 +1,12 @@
 """Step directories: whole or absent, checked before use, the one before used where one is
 damaged."""
 
+import errno
 import json
+import os
 import re
 import resource
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -21,6 +24,7 @@ from ovtrain.checkpoint.snapshot import Snapshot
 from ovtrain.checkpoint.state import Files
 from ovtrain.checkpoint.tensor_files import TensorFile, read_tensors, write_tensors
 from ovtrain.config.model import ModelConfig
+from ovtrain.distributed.comm_time import CLOCK
 from ovtrain.models.encoder import build_encoder
 from ovtrain.schema.errors import CheckpointError
 from tests.helpers.training import world
@@ -96,10 +100,40 @@ def test_only_the_newest_are_kept(tmp_path: Path):
     assert names == ["latest", "step-00000015", "step-00000020"]
 
 
+def test_a_damaged_one_does_not_count_among_those_kept(tmp_path: Path):
+    damaged(save(tmp_path, 3, 5), "flipped")
+    part = Counter()
+    checkpoints = manager(tmp_path, part)
+    checkpoints.resume()
+    for step, left in ((6, [3, 5, 6]), (9, [6, 9])):
+        checkpoints.save({"step": step})
+        checkpoints.wait()
+        steps = [storage.step_of(path) for path in tmp_path.glob("step-*")]
+        assert sorted(steps) == left
+
+
 def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path):
     save(tmp_path, 5, 10, 15, 20, 25, 30, keep=1, keep_every=10)
     steps = sorted(storage.step_of(path) for path in tmp_path.glob("step-*"))
     assert steps == [10, 20, 30]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(
+    tmp_path: Path, monkeypatch, caplog
+):
+    save(tmp_path, 5)
+    own = shutil.rmtree
+
+    def held_open(path: Path, *given, **named) -> None:
+        if path.name == "step-00000005":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        own(path, *given, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", held_open)
+    with caplog.at_level("WARNING"):
+        assert save(tmp_path, 10, keep=1).name == "step-00000010"
+    assert "could not delete old checkpoints" in caplog.text
+    assert resumed(tmp_path) == (10, 10.0)
 
 
 def test_a_run_set_back_to_an_older_step_loses_nothing_it_names(tmp_path: Path):
@@ -235,6 +269,40 @@ def test_a_run_with_no_sound_checkpoint_does_not_start_anew(tmp_path: Path, kind
         manager(tmp_path, Counter()).resume()
     with pytest.raises(CheckpointError, match=f"no sound checkpoint here: .*{fault}"):
         checkpoint_folder(tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_all_gone_does_not_start_anew(tmp_path: Path):
+    shutil.rmtree(save(tmp_path, 5))
+    with pytest.raises(CheckpointError, match="latest names one, but there is none"):
+        manager(tmp_path, Counter()).resume()
+
+
+def test_the_checkpoint_before_one_that_the_disk_does_not_give_is_used(
+    tmp_path: Path, monkeypatch, caplog
+):
+    bad, own = save(tmp_path, 5, 10) / FILE, storage.file_sha256
+
+    def failing(path: Path) -> str:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return own(path)
+
+    monkeypatch.setattr(storage, "file_sha256", failing)
+    with caplog.at_level("WARNING"):
+        assert resumed(tmp_path) == (5, 5.0)
+    assert f"{FILE} cannot be read: Input/output error" in caplog.text
+
+
+def test_a_save_in_the_background_is_no_communication_of_the_loop(tmp_path: Path, monkeypatch):
+    def write_slowly(*given) -> dict[str, object]:
+        with CLOCK.measured(None):
+            time.sleep(0.05)
+        return write_tensors(*given)
+
+    monkeypatch.setattr(manager_module, "write_tensors", write_slowly)
+    CLOCK.read(1)
+    save(tmp_path, 5)
+    assert CLOCK.read(1)["comm_ms"] == 0
 
 
 @pytest.mark.parametrize("pointer", [None, "step-00000099\n", "\x00\xff", ""])
