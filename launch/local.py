@@ -14,6 +14,7 @@ from typing import IO
 import click
 
 from launch.processes import ERROR, Outcome, run_process, torchrun_command, worker_env
+from ovtrain.schema.status import REQUEUE
 
 DEATH_SIGNAL = re.compile(r"Received \d+ death signal")
 LAUNCHER = re.compile(r"^(?:[EWI]\d{4} |Traceback \(most recent call last\))")
@@ -65,6 +66,9 @@ def failure(outcome: Outcome, log: Path) -> str:
     rank = f" (first failing rank: {outcome.rank})" if outcome.rank is not None else ""
     if outcome.error:
         return f"error: {outcome.error}{rank}\n  log: {log}"
+    if outcome.status == REQUEUE:
+        return f"stopped; the same command resumes; log: {log}"
     if outcome.status > 128:
-        return f"stopped by signal {outcome.status - 128}; the same command resumes; log: {log}"
+        number = outcome.status - 128
+        return f"ended by signal {number}, unsaved since the newest checkpoint; log: {log}"
     return f"error: the job ended with status {outcome.status}{rank}; log: {log}"

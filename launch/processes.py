@@ -20,6 +20,7 @@ from functools import partial
 from types import FrameType
 
 from ovtrain.schema.isolated import die_with
+from ovtrain.schema.status import REQUEUE, SAVED
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 MEANS_SAVE = (signal.SIGINT, signal.SIGUSR1)
@@ -28,18 +29,22 @@ ROOT_CAUSE = "Root Cause"
 ROOT_EXIT = re.compile(r"^\s*exitcode\s*:\s*(?P<status>-?\d+)")
 ROOT_RANK = re.compile(r"^\s*rank\s*:\s*(?P<rank>\d+) ")
 KEPT_LINES = 20
+SAVE_S = 300
+"""Seconds that ranks have for the step in flight and their last save, once they were signalled."""
 
 
 @dataclass
 class Outcome:
     """How a child ended: its exit status, its ``error:`` text, its last lines; under torchrun the
-    first failing rank and that rank's status, read from the "Root Cause" part of its report."""
+    first failing rank and that rank's status, read from the "Root Cause" part of its report;
+    ``saved``: rank 0 said that it saved after a signal."""
 
     status: int = 0
     error: str = ""
     rank: int | None = None
     root_status: int | None = None
     in_root_cause: bool = False
+    saved: bool = False
     last: deque[str] = field(default_factory=lambda: deque[str](maxlen=KEPT_LINES))
 
 
@@ -66,6 +71,8 @@ def worker_env(nproc: int, env: Mapping[str, str] | None = None) -> dict[str, st
     made = dict(os.environ if env is None else env)
     made.setdefault("OMP_NUM_THREADS", str(max(cores() // nproc, 1)))
     made.setdefault("PYTHONUNBUFFERED", "1")
+    # torchrun's own 30 s, after which it kills its ranks, may be less than a save takes.
+    made.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_S))
     return made
 
 
@@ -74,8 +81,8 @@ def run_process(
 ) -> Outcome:
     """Run ``command`` to its end; every line of its output goes to ``on_line``.
 
-    Returns 128 + signal when a forwarded signal ended it, the first failing rank's status under
-    torchrun (whose own is always 1), else the child's own.
+    Returns 75 when it saved after a forwarded signal and 128 + signal when it could not, the first
+    failing rank's status under torchrun (whose own is always 1), else the child's own.
     """
     outcome = Outcome()
     child = subprocess.Popen(
@@ -103,12 +110,14 @@ def run_process(
     if outcome.status < 0:
         outcome.status = 128 - outcome.status
     if received:
-        outcome.status = 128 + received[0]
+        saved = outcome.saved or outcome.status == REQUEUE
+        outcome.status = REQUEUE if saved else 128 + received[0]
     return outcome
 
 
 def _note(outcome: Outcome, line: str) -> None:
     outcome.last.append(line)
+    outcome.saved |= line.endswith(SAVED)
     if not outcome.error and (found := ERROR.match(line)):
         outcome.error = found["text"]
     outcome.in_root_cause |= line.startswith(ROOT_CAUSE)
@@ -123,14 +132,15 @@ def _forwarding(child: subprocess.Popen[str]) -> Generator[list[int]]:
     """Pass signals on to the child's group. torchrun ends its ranks itself, after a grace time.
 
     An interrupt and a warning (SIGUSR1, which torchrun would die of) go on as SIGTERM, which
-    training answers by saving first.
+    training answers by saving first. Later ones do not go on: torchrun would not wait for the save.
     """
     received: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         polite = signal.SIGTERM if number in MEANS_SAVE else signal.Signals(number)
-        _signal_group(child, polite)
+        if len(received) == 1:
+            _signal_group(child, polite)
 
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -18,8 +18,7 @@ from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
 from ovtrain.observability.logger import job_logger
 from ovtrain.schema.errors import ConfigError, exit_status
-
-STOPPED = 75
+from ovtrain.schema.status import REQUEUE, SAVED
 
 
 def run(config: TrainConfig) -> int:
@@ -34,7 +33,9 @@ def run(config: TrainConfig) -> int:
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    world = start_world(force_group=config.run.backend == "deepspeed")
+    world = start_world(
+        force_group=config.run.backend == "deepspeed", timeout_s=config.guards.longest_s
+    )
     log = job_logger("ovtrain", world.rank, world.size, Path(config.run.out) / "logs")
     if not world.is_main:
         logging.getLogger("ovtrain").setLevel(logging.WARNING)
@@ -45,9 +46,9 @@ def run(config: TrainConfig) -> int:
         run_directory.describe(config, parts, world)
     log.info("training %s on %d processes", config.run.out, world.size)
     finished = Trainer(config, parts, world).fit()
-    log.info("finished" if finished else "stopped by a signal; the same command resumes")
+    log.info("finished" if finished else SAVED)
     stop_world()
-    return 0 if finished else STOPPED
+    return 0 if finished else REQUEUE
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -149,6 +149,8 @@ class Checkpoints:
                 work()
         except OSError as error:
             return f"{error.strerror or error} ({error.filename or self.folder})"
+        except Exception as error:  # noqa: BLE001 (the other ranks wait to be told; then all raise it)
+            return f"{type(error).__name__}: {error}"
         return ""
 
     def _agree(

@@ -142,8 +142,8 @@ def prune(
     the last ``keep`` and every ``keep_every``-th step (0: none). ``refused`` names damaged ones,
     which do not count. Later ones stay: a run that was set back to an older step replaces them when
     it gets there."""
-    for path in checkpoints.glob(".step-*.tmp"):
-        shutil.rmtree(path)
+    for path in checkpoints.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     steps = [path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name)]
     passed = sorted((path for path in steps if step_of(path) <= newest), key=step_of)
     sound = [path for path in passed if path.name not in refused]

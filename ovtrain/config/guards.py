@@ -8,6 +8,8 @@ from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
 
 ON_NONFINITE = ("stop", "skip")
 ON_SPIKE = ("off", "warn", "stop")
+FIRST_STEP = 10
+"""The first step of a process compiles, allocates and warms caches: so many times the limit."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class GuardConfig:
     spike_deviations  how far: deviations of the last losses around their trend
     step_timeout_s    a step that takes longer leaves the stacks of all threads of all ranks in
                       ``logs/``; 0 = never. The first step has ten times as long
-    save_timeout_s    the same for loading and saving
+    save_timeout_s    the same for loading and saving (also never where step_timeout_s is 0)
     end_hung          after twice that time the process ends with status 75, to be started again
     slow_rank         a rank whose own time per step is beyond so many medians is named
     gc_every          steps from one garbage collection of all ranks to the next; 0 = Python's own
@@ -34,6 +36,11 @@ class GuardConfig:
     end_hung: bool = True
     slow_rank: float = 1.3
     gc_every: int = 500
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which this section has ended whatever hangs; 0: never."""
+        return 2 * max(FIRST_STEP * self.step_timeout_s, self.save_timeout_s)
 
     def problems(self) -> list[str]:
         choices = {"on_nonfinite": ON_NONFINITE, "on_spike": ON_SPIKE}

@@ -7,7 +7,9 @@ the world size.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import blake2b
 from typing import Any
 
@@ -43,16 +45,39 @@ def die_with_launcher() -> None:
     torchrun gives each rank a session of its own, so a SIGKILL of the launcher's process group
     leaves the ranks alive, training into a directory that the restarted run has taken over.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with(os.getppid())
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+    if not _is_python(launcher):
+        sys.exit("error: the launcher of this rank has ended")  # and something else adopted us
+    die_with(launcher)
 
 
-def start_world(*, force_group: bool = False) -> World:
+def _is_python(process: int) -> bool:
+    """As torchrun is. True where the system does not say."""
+    if not os.path.exists("/proc/self/exe"):
+        return True
+    try:
+        return "python" in os.path.basename(os.readlink(f"/proc/{process}/exe"))
+    except OSError:  # gone, or another user's
+        return False
+
+
+LEAST_S = 1800
+"""torch's own limit of a collective on GPUs is 10 minutes, on CPUs 30."""
+_timeout = timedelta(seconds=LEAST_S)
+
+
+def start_world(*, force_group: bool = False, timeout_s: float = 0) -> World:
     """Join the job that torchrun described in the environment (NCCL for tensors on GPUs, gloo for
     those on CPUs).
 
-    ``force_group`` makes a process group even for one process (DeepSpeed wants one).
+    ``force_group`` makes a process group even for one process (DeepSpeed wants one). A collective
+    fails after ``timeout_s`` and some minutes, but not before half an hour: whoever ends hung ranks
+    earlier, and names them, must have had the time.
     """
+    global _timeout
+    _timeout = timedelta(seconds=max(LEAST_S, timeout_s + 300))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -66,7 +91,7 @@ def start_world(*, force_group: bool = False) -> World:
         os.environ.setdefault("RANK", str(rank))
         os.environ.setdefault("WORLD_SIZE", str(size))
         # Labels travel between hosts' memories: see engine/step.py.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_timeout)
     return World(
         rank, local_rank, size, device, dist.group.WORLD if dist.is_initialized() else None
     )
@@ -77,7 +102,7 @@ def side_group(world: World) -> dist.ProcessGroup | None:
     loop."""
     if world.group is None:
         return None
-    made: Any = getattr(dist, "new_group")(backend="gloo")  # noqa: B009 (partly typed)
+    made: Any = getattr(dist, "new_group")(backend="gloo", timeout=_timeout)  # noqa: B009 (partly typed)
     return made
 
 

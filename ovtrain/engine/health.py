@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ovtrain.config.guards import FIRST_STEP
 from ovtrain.config.train import TrainConfig
 from ovtrain.distributed.collectives import all_gather_slots, gather_objects
 from ovtrain.distributed.comm_time import CLOCK
@@ -23,8 +24,6 @@ from ovtrain.observability.ranks import RankRow, RankWatch, peak_memory_mib, ran
 from ovtrain.observability.spikes import SpikeDetector
 from ovtrain.schema.errors import OvtrainError
 
-FIRST = 10
-"""The first step of a process compiles, allocates and warms caches: so many times the limit."""
 WINDOW, LEAST, SUSTAINED = 128, 32, 10
 """Losses that say what to expect, those needed to say it, and those in a row that make a rise."""
 LARGE, QUIET = 1.3, 20
@@ -46,7 +45,7 @@ class Health:
         )
         self.spikes = SpikeDetector(WINDOW, LEAST, guards.spike_deviations, SUSTAINED)
         self._collector: StepCollector | None = None
-        self._read = 0
+        self._read, self._warm = 0, False
 
     def slow(self, what: str) -> AbstractContextManager[None]:
         """Loading and saving may take longer than a step."""
@@ -63,7 +62,7 @@ class Health:
     def step(self, number: int, *, first: bool) -> AbstractContextManager[None]:
         """Around update ``number`` (1-based): it has ``step_timeout_s``."""
         if first:
-            return self.watchdog.allowing(f"step {number}", FIRST * self.guards.step_timeout_s)
+            return self.watchdog.allowing(f"step {number}", FIRST_STEP * self.guards.step_timeout_s)
         self.watchdog.beat(number)
         return nullcontext()
 
@@ -88,11 +87,15 @@ class Health:
                     "look at the data of these steps, or go on with guards.on_spike=warn",
                 )
 
-    def row(self, step: int, data_wait_ms: float) -> dict[str, float]:
-        """Collective: times of the window that ends with ``step``, and which rank stands out."""
-        times, self._read = CLOCK.read(step - self._read), step
-        rows = rank_rows(times, data_wait_ms, self.world)
-        warnings = self.ranks.warnings(rows)
+    def row(self, step: int, data_wait_ms: float, stall_ms: float) -> dict[str, float]:
+        """Collective: times of the window that ends with ``step``, in which saves took
+        ``stall_ms``, and which rank stands out. The first window, warming up, names nobody."""
+        steps, self._read = step - self._read, step
+        times = CLOCK.read(steps)
+        own = times | {"step_ms": times["step_ms"] - stall_ms / max(steps, 1)}
+        rows = rank_rows(own, data_wait_ms, self.world)
+        warnings = self.ranks.warnings(rows) if self._warm else []
+        self._warm = True
         for line in warnings if self.world.is_main else ():
             log.warning(line)
         return times | rank_metrics(rows)

@@ -38,5 +38,5 @@ class StopRequest:
         return heard
 
     def close(self) -> None:
-        """Hear out what is under way."""
+        """Forget what is under way: other ranks may be gone."""
         self._told = None

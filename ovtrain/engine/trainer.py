@@ -129,11 +129,12 @@ class Trainer:
 
     def _progress(self, steps: int) -> dict[str, Any]:
         state, rates = self.state, self.tally.read()
+        stall_ms = self.parts.checkpoints.read_stall_ms()
         return {
             "lr": learning_rate(self.config.optim, state.step - 1, steps),
             **rates,
-            **self.health.row(state.step, rates["data_wait_ms"]),
-            "save_stall_ms": self.parts.checkpoints.read_stall_ms(),
+            **self.health.row(state.step, rates["data_wait_ms"], stall_ms),
+            "save_stall_ms": stall_ms,
             "views": dict(state.views),
             "filled": state.filled,
             "bad_samples": sum(state.bad.values()),

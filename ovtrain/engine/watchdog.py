@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ovtrain.engine.exit_timer import ExitTimer
+from ovtrain.schema.status import REQUEUE
 
-REQUEUE = 75
 HEADER = 240
 """Bytes of the line above the stacks. It is written before they are, over and over."""
 SLACK = 0.02

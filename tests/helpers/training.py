@@ -177,8 +177,8 @@ def poison(
 ) -> tuple[Callable[[], dict[str, torch.Tensor]], Callable[[], str]]:
     """In the first micro-step of update ``step`` (0-based) the ``sample``-th sample of this rank
     meets ``value`` in its embedding, in its loss's gradient or in the gradient that leaves the last
-    layer. Returns what gives the state before that update and the words that should name the
-    sample."""
+    layer; or a parameter's gradient does, which is no sample's. Returns what gives the state before
+    that update and the words that should name the sample."""
     seen: dict[str, Any] = {}
     backend, sources, run = parts.step.backend, parts.step.sources, parts.step.run
     forward, micro_step = backend.forward, sources.micro_step
@@ -200,6 +200,8 @@ def poison(
         source = parts.loader.sources[int(batch.source[sample])]
         key = parts.loader.name_of(source.number, int(batch.key[sample]))
         seen["name"] = f"source {source.config.name}, sample {key}"
+        if place == "parameter gradient":
+            seen["parameter"] = True
         first, last = batch.cu_seqlens[sample : sample + 2].tolist()
         if place == "layer gradient":
 
@@ -222,6 +224,11 @@ def poison(
         seen["now"] = False  # one micro-step of it
         return result
 
+    def poisoned_parameter(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * value if seen.pop("parameter", False) else gradient
+
+    if place == "parameter gradient":
+        parts.encoder.layernorm_pre.bias.register_hook(poisoned_parameter)
     parts.step.run = noted_run  # type: ignore[method-assign]
     backend.forward = poisoned_forward  # type: ignore[method-assign]
     sources.micro_step = poisoned_loss  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "zero3": {"zero_stage": 3},
 }
 PLACES = ("embedding", "layer_gradient")
+NO_SAMPLE = "parameter_gradient"
 SKIPPING = "embedding-zero2-skip"
 
 
@@ -29,10 +30,10 @@ def found(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     paths = [
         write_config(folder, f"{place}-{name}", **settings, **run)
         for name, run in BACKENDS.items()
-        for place in PLACES
+        for place in (*PLACES, NO_SAMPLE)
     ]
     skip = {"guards": {"on_nonfinite": "skip"}}
-    paths.insert(-2, write_config(folder, SKIPPING, zero_stage=2, **settings, **skip))
+    paths.insert(-3, write_config(folder, SKIPPING, zero_stage=2, **settings, **skip))
     out = folder / "found.json"
     succeed(torchrun(2, "-m", "tests.parity.guard_job", str(out), *paths))
     return json.loads(out.read_text())
@@ -51,6 +52,15 @@ def test_the_run_stops_before_the_update_and_names_rank_source_and_sample(
         assert rank["changed"] == []
         assert rank["changed_at_the_end"] == 0
         assert rank["moved_before"] > 0
+        assert rank["finite"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_of_no_sample_stops_it_too(found: dict[str, Any], backend: str):
+    for rank in found[f"{NO_SAMPLE}-{backend}"]:
+        assert "step 3: not finite: the encoder" in rank["error"]
+        assert rank["changed"] == []
+        assert rank["changed_at_the_end"] == 0
         assert rank["finite"]
 
 

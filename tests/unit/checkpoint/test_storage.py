@@ -213,6 +213,7 @@ def test_a_failed_save_in_the_background_is_raised_by_the_loop(tmp_path: Path):
 
 def test_what_a_killed_save_left_is_gone_after_the_next(tmp_path: Path):
     (tmp_path / ".step-00000003.tmp").mkdir(parents=True)
+    (tmp_path / ".latest.123.456.tmp").write_text("step-000")
     save(tmp_path, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
 

@@ -11,6 +11,7 @@ import pytest
 
 from launch.local import Relay, failure
 from launch.processes import cores, run_process, worker_env
+from ovtrain.schema.status import SAVED
 
 
 def python(code: str) -> list[str]:
@@ -50,26 +51,43 @@ def test_torchruns_root_cause_gives_status_and_rank():
     assert (outcome.status, outcome.rank) == (2, 3)
 
 
+POLITE = """
+import signal, sys, time
+def save(*_):
+    print('saving')
+    time.sleep(0.5)  # during which a second signal must not come
+    print({said!r})
+    sys.exit({status})
+signal.signal(signal.SIGTERM, save)
+print('ready')
+time.sleep(30)
+"""
+
+
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+    ("number", "unsaved"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
 )
-def test_a_signal_reaches_the_child_as_a_polite_end(number: int, status: int):
-    code = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(75)))\n"
-        "print('ready')\ntime.sleep(30)"
-    )
+@pytest.mark.parametrize(
+    ("said", "status", "saved"),
+    [("done", 75, True), (f"12:00 [0/2] {SAVED}", 1, True), ("no room", 2, False)],
+)
+def test_signals_reach_the_child_once_as_a_polite_end(
+    number: int, unsaved: int, said: str, status: int, saved: bool
+):
+    """torchrun's status says nothing of its ranks', so their word counts, too."""
     lines: list[str] = []
 
     def on_line(line: str) -> None:
         lines.append(line)
         if line == "ready":
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            for delay in (0.05, 0.25):
+                threading.Timer(delay, os.kill, (os.getpid(), number)).start()
 
     start = time.monotonic()
+    code = POLITE.format(said=said, status=status)
     outcome = run_process(python(code), os.environ, on_line)
-    assert lines == ["ready", "saved"]
-    assert outcome.status == status
+    assert lines == ["ready", "saving", said]
+    assert outcome.status == (75 if saved else unsaved)
     assert time.monotonic() - start < 20
 
 
