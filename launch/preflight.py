@@ -125,7 +125,7 @@ def _centroid_problems(source: SourceConfig, classes: int, width: int) -> list[s
 
 def _check_start(init_from: str, found: Findings) -> None:
     folder = Path(init_from)
-    saved = ("checkpoints/latest", "latest", "manifest.json", "config.json")
+    saved = ("checkpoints/latest", "latest", "state.json", "config.json")
     if init_from and not any((folder / name).is_file() for name in saved):
         found.data.append(
             f"run.init_from={init_from}: no checkpoint here; train that stage first, or name a "

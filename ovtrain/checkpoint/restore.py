@@ -22,7 +22,7 @@ def checkpoint_folder(path: str | Path) -> Path:
     Raises CheckpointError.
     """
     path = Path(path)
-    if (path / storage.MANIFEST).is_file():
+    if (path / storage.STATE).is_file():
         storage.check(path)
         return path
     refused = list[str]()
