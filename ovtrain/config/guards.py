@@ -34,7 +34,7 @@ class GuardConfig:
     step_timeout_s: float = 1800.0
     save_timeout_s: float = 3600.0
     end_hung: bool = True
-    slow_rank: float = 1.3
+    slow_rank: float = 1.5
     gc_every: int = 500
 
     @property
