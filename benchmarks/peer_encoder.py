@@ -25,19 +25,15 @@ B samples, n tokens of each, D width, H heads, d head_dim, p patch side; a grid 
 from __future__ import annotations
 
 import torch
+from encoder import EagerBlock
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 Grid = tuple[int, int, int]
 
 
-class PeerBlock(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+class PeerBlock(EagerBlock):
+    """The textbook's parts, with the released rotation and torch's attention."""
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (B, n, D); cos, sin (1 or B, n, 1, d)."""

@@ -122,6 +122,12 @@ def typed_config(folder: Path, *overrides: str, **run: Any) -> TrainConfig:
     return config
 
 
+def small(folder: Path, out: Path, *overrides: str, **run: Any) -> TrainConfig:
+    """Four steps on the plain backend, saved at the end alone."""
+    settings = {"backend": "ddp", "steps": 4, "checkpoint_every": 100, "out": str(out)} | run
+    return typed_config(folder, *overrides, **settings)
+
+
 def fit(config: TrainConfig) -> Parts:
     """Train in this process, without a process group; its parts after the last step."""
     with keep_signals():

@@ -8,25 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ovtrain.checkpoint.restore import checkpoint_folder
-from ovtrain.config.train import TrainConfig
 from ovtrain.engine.build import Parts, build
 from ovtrain.engine.gate import TokenGradients, UpdateGate
 from ovtrain.engine.trainer import Trainer
 from ovtrain.engine.verdict import NonFiniteLoss
-from tests.helpers.training import keep_signals, metrics, poison, state_of, typed_config, world
+from tests.helpers.training import metrics, poison, small, state_of, world
 
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    with keep_signals():
-        yield
-
-
-def small(setup_folder: Path, out: Path, *overrides: str, **run) -> TrainConfig:
-    settings = {"backend": "ddp", "steps": 4, "checkpoint_every": 100, "out": str(out)} | run
-    return typed_config(setup_folder, *overrides, **settings)
 
 
 def test_a_shut_gate_stays_shut_or_opens_again():

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from ovtrain.checkpoint.restore import checkpoint_folder, open_run
-from ovtrain.config.train import TrainConfig
 from ovtrain.engine.backend import PlainBackend
 from ovtrain.engine.build import build
 from ovtrain.engine.preemption import StopRequest
@@ -25,22 +24,10 @@ from tests.helpers.shards import write_shards
 from tests.helpers.training import (
     computed,
     fit,
-    keep_signals,
     metrics,
-    typed_config,
+    small,
     world,
 )
-
-
-@pytest.fixture(autouse=True)
-def keep_signal_handlers():
-    with keep_signals():
-        yield
-
-
-def small(setup_folder: Path, out: Path, *overrides: str, **run) -> TrainConfig:
-    settings = {"backend": "ddp", "steps": 4, "checkpoint_every": 100, "out": str(out)} | run
-    return typed_config(setup_folder, *overrides, **settings)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
