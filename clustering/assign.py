@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from clustering.kmeans import faiss_module
 from ovtrain.schema.errors import ConfigError, LabelError
-from ovtrain.schema.labels import CentroidStore, FeatureStore, LabelStore
+from ovtrain.schema.features import FeatureStore
+from ovtrain.schema.labels import CentroidStore, LabelStore
 from ovtrain.schema.sample import key_hash
 
 BLOCK = 16_384
@@ -34,20 +35,20 @@ def nearest(features: FeatureStore, centers: CentroidStore, top: int) -> Nearest
     clusters, width = centers.centroids.shape
     if top > clusters:
         raise ConfigError(f"top={top}", f"{clusters} centers", fix=f"set top={clusters} or lower")
-    if features.teacher != centers.teacher or features.features.shape[1] != width:
+    if features.teacher != centers.teacher or features.width != width:
         raise LabelError(
             "centroids",
             f"made by {centers.teacher} (width {width})",
-            allowed=f"{features.teacher} (width {features.features.shape[1]})",
+            allowed=f"{features.teacher} (width {features.width})",
             fix="cluster again with this teacher",
         )
     faiss = faiss_module()
     points = np.ascontiguousarray(centers.centroids, dtype=np.float32)
-    ids = np.empty((len(features.features), top), dtype=np.int32)
+    ids = np.empty((len(features), top), dtype=np.int32)
     squared = np.empty(ids.shape, dtype=np.float32)
     for first in range(0, len(ids), BLOCK):
         rows = slice(first, first + BLOCK)
-        block = np.ascontiguousarray(features.features[rows], dtype=np.float32)
+        block = features.array()[rows].astype(np.float32)
         squared[rows], ids[rows] = faiss.knn(block, points, top)
     return Nearest(ids, np.sqrt(squared.clip(min=0)))
 

@@ -28,7 +28,7 @@ from ovtrain.data.decode.pyav import decode_clip
 from ovtrain.data.shards import ShardReader
 from ovtrain.schema.atomic import write_json
 from ovtrain.schema.errors import MediaError
-from ovtrain.schema.labels import FeatureStore
+from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.sample import CLIP, IMAGE, key_hash
 
 CHUNK = 16
@@ -171,10 +171,10 @@ def _finish(
         )
     features = rows if len(good) == len(done) else rows[good]
     keys = key_hash(reader.keys)[good]
-    FeatureStore(features, keys, teacher.name, reader.manifest.fingerprint).write(folder)
+    store = FeatureStore.write(folder, features, keys, teacher.name, reader.manifest.fingerprint)
     for name in (STAMP, PARTIAL, DONE):
         (folder / name).unlink()
-    return FeatureStore.read(folder)
+    return store
 
 
 class _Progress:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.schema.errors import ConfigError, LabelError
-from ovtrain.schema.labels import CentroidStore, FeatureStore
+from ovtrain.schema.features import FeatureStore
+from ovtrain.schema.labels import CentroidStore
 
 MIN_PER_CENTER = 4
 MAX_PER_CENTER = 256
@@ -54,7 +55,7 @@ def kmeans(
     features: FeatureStore, clusters: int, iterations: int, seed: int, *, spherical: bool = False
 ) -> CentroidStore:
     """Cluster centers of ``features``; ``spherical`` keeps the centers on the unit sphere."""
-    samples, width = features.features.shape
+    samples, width = len(features), features.width
     check_clusters(clusters, samples)
     faiss = faiss_module()
     points = _training_points(features, clusters, seed)
@@ -74,12 +75,12 @@ def kmeans(
 
 
 def _training_points(features: FeatureStore, clusters: int, seed: int) -> Floats:
-    samples = len(features.features)
+    samples = len(features)
     rows: Any = slice(None)
     if samples > clusters * MAX_PER_CENTER:
         drawn = np.random.default_rng(seed).permutation(samples)[: clusters * MAX_PER_CENTER]
         rows = np.sort(drawn)
-    points = np.ascontiguousarray(features.features[rows], dtype=np.float32)
+    points = np.ascontiguousarray(features.array()[rows], dtype=np.float32)
     if not np.isfinite(points).all():
         raise LabelError("features", "not all are finite", fix="compute the features again")
     return points

@@ -32,7 +32,8 @@ from ovtrain.config.load import checked, find_config, load
 from ovtrain.data.shards import ShardReader
 from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
 from ovtrain.schema.errors import exit_status
-from ovtrain.schema.labels import STORE, CentroidStore, FeatureStore, read_description
+from ovtrain.schema.features import FeatureStore
+from ovtrain.schema.labels import STORE, CentroidStore, read_description
 from ovtrain.schema.manifest import MANIFEST
 
 STAGES, QUALITY, SKIPPED = "stages.json", "quality.json", "skipped.jsonl"
@@ -88,7 +89,7 @@ def _centers(job: Clustering, features: str, say: Callable[[str], None]) -> str:
     stamp = _stamp(features=features, **settings)
 
     def make() -> str:
-        made = kmeans(FeatureStore.read(job.out / "features"), **settings)
+        made = kmeans(FeatureStore(job.out / "features"), **settings)
         made.write(job.out / "centroids")
         return f"{len(made.centroids)} centers"
 
@@ -102,7 +103,7 @@ def _labels(
     stamp = _stamp(features=features, centers=centers, top=job.config.top)
 
     def make() -> str:
-        store = FeatureStore.read(job.out / "features")
+        store = FeatureStore(job.out / "features")
         centroids = CentroidStore.read(job.centroids or job.out / "centroids")
         found = nearest(store, centroids, job.config.top)
         clusters = len(centroids.centroids)

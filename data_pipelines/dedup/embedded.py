@@ -22,7 +22,7 @@ from data_pipelines.dedup.duplicates import find_duplicates
 from data_pipelines.dedup.embeddings import embedding_edges
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import DuplicateError, LabelError, exit_status
-from ovtrain.schema.labels import FeatureStore
+from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.manifest import ShardIndex, ShardManifest
 from ovtrain.schema.sample import key_hash
 
@@ -49,12 +49,12 @@ def _keys(shards: Path) -> list[str]:
 
 
 def _features(folder: Path, shards: Path, keys: list[str]) -> np.ndarray:
-    store, manifest = FeatureStore.read(folder), ShardManifest.read(shards)
+    store, manifest = FeatureStore(folder), ShardManifest.read(shards)
     same = store.fingerprint == manifest.fingerprint and len(store.keys) == len(keys)
     if not (same and np.array_equal(store.keys, key_hash(keys))):
         fix = "make features of these shards with `ovtrain cluster`"
         raise LabelError(str(folder), "features of other shards, or not of all samples", fix=fix)
-    return store.features
+    return store.array()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Clustering section: teacher, centers, labels."""
+"""Clustering section: teacher, features, centers, labels."""
 
 from __future__ import annotations
 
@@ -6,31 +6,87 @@ from dataclasses import dataclass
 
 from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
 
-TEACHERS = ("descriptor", "clip")
+TEACHERS = ("descriptor", "clip", "ovtrain")
+ENGINES = ("gemm", "faiss")
+STARTS = ("random", "kmeans++")
+SEARCHES = ("exact", "ivf", "hnsw")
+POLICIES = ("refuse", "skip")
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """``teacher: descriptor`` is demo-only and needs no weights; ``clip`` loads a CLIP-style image
-    tower (MetaCLIP-H/14 in the paper) from the local folder ``teacher_dir``. ``spherical`` keeps
-    the centers on the unit sphere; ``workers`` are the threads that decode."""
+    """Teacher: ``descriptor`` is demo-only and needs no weights; ``clip`` loads a CLIP-style image
+    tower (MetaCLIP-H/14 in the paper), ``ovtrain`` an export, from the local folder
+    ``teacher_dir``. ``frames`` of a clip are embedded; of each the first ``frame_dims`` numbers are
+    kept (0: all; the released code: 512); ``projection`` is the width of a stored random
+    projection (0: none).
+
+    Feature pass: ``workers`` threads decode, ``batch`` samples a call, ``part_samples`` samples a
+    part of the store.
+
+    Centers: ``engine`` finds the nearest one (``gemm``: bfloat16 candidates, float32 decides);
+    ``spherical`` keeps points and centers on the unit sphere; ``start`` draws the first centers;
+    the best of ``restarts`` runs is kept; a run ends after ``iterations``, or when one lowers the
+    objective by less than the share ``tolerance``; a cluster of more than ``largest`` times the
+    mean size is split (0: none is); ``coarse`` cells make it hierarchical (0: flat). ``bad``
+    features (not finite; of length zero where spherical) are refused, or skipped and counted.
+    Centers lie on ``center_shards`` ranks each a part (0: as few as ``memory_gib`` per rank
+    allows).
+
+    Labels: the ``top`` nearest centers, searched exactly or in an approximate index that reaches
+    ``recall`` on a held-out sample."""
 
     teacher: str = "descriptor"
     teacher_dir: str = ""
-    clusters: int = 400_000
-    top: int = 10
     frames: int = 8
-    iterations: int = 20
-    spherical: bool = False
-    seed: int = 0
+    frame_dims: int = 0
+    projection: int = 0
     workers: int = 2
+    batch: int = 16
+    part_samples: int = 65_536
+    clusters: int = 400_000
+    engine: str = "gemm"
+    spherical: bool = False
+    start: str = "random"
+    restarts: int = 1
+    iterations: int = 20
+    tolerance: float = 0.0
+    largest: float = 0.0
+    coarse: int = 0
+    bad: str = "refuse"
+    center_shards: int = 0
+    memory_gib: float = 16.0
+    seed: int = 0
+    top: int = 10
+    search: str = "exact"
+    recall: float = 0.99
 
     def problems(self) -> list[str]:
-        found = not_among(self, "", {"teacher": TEACHERS})
-        if self.teacher == "clip" and not self.teacher_dir:
-            found.append("teacher=clip needs teacher_dir, a local folder with the weights")
-        counts = ("clusters", "top", "frames", "iterations", "workers")
-        found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: ("seed",)})
+        choices = {"teacher": TEACHERS, "engine": ENGINES, "start": STARTS}
+        found = not_among(self, "", choices | {"search": SEARCHES, "bad": POLICIES})
+        if self.teacher != "descriptor" and not self.teacher_dir:
+            found.append(f"teacher={self.teacher} needs teacher_dir, a local folder with weights")
+        counts = ("clusters", "top", "frames", "iterations", "workers", "batch", "part_samples")
+        none = (
+            "seed",
+            "frame_dims",
+            "projection",
+            "tolerance",
+            "largest",
+            "coarse",
+            "center_shards",
+        )
+        rules = {
+            POSITIVE: (*counts, "restarts", "memory_gib", "recall"),
+            NOT_NEGATIVE: (*none, "center_shards"),
+        }
+        found += broken(self, "", rules)
         if self.top > self.clusters:
             found.append(f"top={self.top} exceeds clusters={self.clusters}; lower top")
+        if self.recall > 1:
+            found.append(f"recall={self.recall} must be at most 1")
+        if 0 < self.largest <= 1:
+            found.append(f"largest={self.largest} must be above 1, times the mean size, or 0")
+        if self.coarse > self.clusters:
+            found.append(f"coarse={self.coarse} exceeds clusters={self.clusters}; lower coarse")
         return found

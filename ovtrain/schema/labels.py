@@ -1,9 +1,9 @@
-"""Stores that live outside the shards, keyed by sample key: features, centroids, labels.
+"""Stores that live outside the shards: centroids, and labels keyed by sample key.
 
 Each is a folder with ``store.json`` (version, kind, shapes, the fingerprint of the shards it was
 made from) and flat ``.npy`` arrays that are read as memory maps.
 
-S samples, C clusters, F teacher width, L labels in all.
+Features: ``ovtrain.schema.features``. S samples, C clusters, F teacher width, L labels in all.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def _load(path: Path) -> npt.NDArray[Any]:
         raise LabelError(str(path), f"unreadable ({error})", fix="rebuild the store") from error
 
 
-def _describe(folder: Path, kind: str, **entries: Any) -> None:
-    write_json(folder / STORE, {"version": VERSION, "kind": kind, **entries})
+def describe(folder: Path, kind: str, version: int = VERSION, **entries: Any) -> None:
+    """Write ``store.json``: what makes a folder a store."""
+    write_json(folder / STORE, {"version": version, "kind": kind, **entries})
 
 
-def read_description(folder: Path | str, kind: str) -> dict[str, Any]:
+def read_description(folder: Path | str, kind: str, version: int = VERSION) -> dict[str, Any]:
     """The ``store.json`` of a store of ``kind``. Raises LabelError. Imports nothing heavy."""
     path = Path(folder) / STORE
     fix = f"make it with `ovtrain cluster` or name a folder that holds a {kind} store"
@@ -53,43 +54,10 @@ def read_description(folder: Path | str, kind: str) -> dict[str, Any]:
         raise LabelError(str(path), f"not JSON ({error})", fix=fix) from error
     if not hasattr(value, "get"):
         raise LabelError(str(path), "not a store's description", allowed="a JSON object", fix=fix)
-    if value.get("kind") != kind or value.get("version") != VERSION:
+    if value.get("kind") != kind or value.get("version") != version:
         found = f"kind={value.get('kind')} version={value.get('version')}"
-        raise LabelError(str(path), found, allowed=f"kind={kind} version={VERSION}", fix=fix)
+        raise LabelError(str(path), found, allowed=f"kind={kind} version={version}", fix=fix)
     return value
-
-
-@dataclass(frozen=True)
-class FeatureStore:
-    """features (S, F) float16, in shard order; keys (S,) uint64 hashes."""
-
-    features: npt.NDArray[np.float16]
-    keys: npt.NDArray[np.uint64]
-    teacher: str
-    fingerprint: str
-
-    def write(self, folder: Path) -> None:
-        _save(folder / "features.npy", self.features)
-        _save(folder / "keys.npy", self.keys)
-        _describe(
-            folder,
-            "features",
-            samples=len(self.keys),
-            width=int(self.features.shape[1]),
-            teacher=self.teacher,
-            fingerprint=self.fingerprint,
-        )
-
-    @classmethod
-    def read(cls, folder: Path | str) -> FeatureStore:
-        folder = Path(folder)
-        about = read_description(folder, "features")
-        return cls(
-            _load(folder / "features.npy"),
-            _load(folder / "keys.npy"),
-            about["teacher"],
-            about["fingerprint"],
-        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +70,7 @@ class CentroidStore:
     def write(self, folder: Path) -> None:
         _save(folder / "centroids.npy", self.centroids)
         clusters, width = self.centroids.shape
-        _describe(folder, "centroids", clusters=clusters, width=width, teacher=self.teacher)
+        describe(folder, "centroids", clusters=clusters, width=width, teacher=self.teacher)
 
     @classmethod
     def read(cls, folder: Path | str) -> CentroidStore:
@@ -143,7 +111,7 @@ class LabelStore:
         _save(folder / "keys.npy", self.keys)
         _save(folder / "offsets.npy", self.offsets)
         _save(folder / "ids.npy", self.ids)
-        _describe(
+        describe(
             folder,
             "labels",
             samples=len(self.keys),

@@ -1,4 +1,6 @@
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,13 +9,15 @@ from clustering.assign import label_store, nearest
 from clustering.kmeans import kmeans
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.schema.errors import ConfigError, LabelError
-from ovtrain.schema.labels import CentroidStore, FeatureStore
+from ovtrain.schema.features import FeatureStore
+from ovtrain.schema.labels import CentroidStore
 from ovtrain.schema.sample import key_hash
 
 
 def store(points, teacher="t"):
     keys = key_hash([f"k{i}" for i in range(len(points))])
-    return FeatureStore(np.asarray(points, dtype=np.float16), keys, teacher, "print")
+    folder = tempfile.mkdtemp()
+    return FeatureStore.write(Path(folder), np.asarray(points), keys, teacher, "print")
 
 
 def blobs(count=4, each=20, width=8, seed=0):

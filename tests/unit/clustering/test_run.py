@@ -9,7 +9,8 @@ import pytest
 from clustering.quality import purity
 from clustering.run import main
 from ovtrain.data.shards import ShardReader
-from ovtrain.schema.labels import CentroidStore, FeatureStore, LabelStore
+from ovtrain.schema.features import FeatureStore
+from ovtrain.schema.labels import CentroidStore, LabelStore
 from ovtrain.schema.sample import key_hash
 from tests.unit.clustering.shapes import encode, moving_square, travel, write_shard
 
@@ -35,7 +36,7 @@ def test_labels_of_clips_follow_their_motion(out, shards, tmp_path):
 
 
 def test_every_output_is_there(out):
-    assert len(FeatureStore.read(out / "features").keys) == 24
+    assert len(FeatureStore(out / "features").keys) == 24
     assert CentroidStore.read(out / "centroids").centroids.shape[0] == 4
     about = json.loads((out / "quality.json").read_text())
     assert (about["samples"], about["clusters"], about["without_labels"]) == (24, 4, 0)

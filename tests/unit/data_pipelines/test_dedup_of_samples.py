@@ -13,7 +13,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.shards.repair import repair
 from data_pipelines.shards.verify import verify
 from ovtrain.config.prepare import DedupConfig
-from ovtrain.schema.labels import FeatureStore
+from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.manifest import ShardManifest
 from ovtrain.schema.sample import key_hash
 
@@ -64,7 +64,7 @@ def test_near_embeddings_name_duplicates_that_repair_drops(shards: Path, tmp_pat
     fingerprint = ShardManifest.read(shards).fingerprint
     features = np.array([[1, 0], [0, 1], [1, 0.1], [0.7, -0.7]], np.float16)
     keys = key_hash(list("0123"))
-    FeatureStore(features, keys, "teacher", fingerprint).write(tmp_path / "features")
+    FeatureStore.write(tmp_path / "features", features, keys, "teacher", fingerprint)
     out = tmp_path / "near.jsonl"
     command = [str(shards), "--features", str(tmp_path / "features"), "--out", str(out)]
     assert main(command) == 0

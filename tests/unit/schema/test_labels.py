@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ovtrain.schema.errors import LabelError
-from ovtrain.schema.labels import STORE, CentroidStore, FeatureStore, LabelStore
+from ovtrain.schema.labels import STORE, CentroidStore, LabelStore
 from ovtrain.schema.sample import key_hash
 
 KEYS = ["c", "a", "b"]
@@ -70,12 +70,7 @@ def test_an_empty_folder_says_what_to_do(tmp_path: Path):
         LabelStore.read(tmp_path)
 
 
-def test_features_and_centroids_come_back(tmp_path: Path):
-    features = np.arange(6, dtype=np.float16).reshape(2, 3)
-    FeatureStore(features, key_hash(["a", "b"]), "teacher", "print").write(tmp_path / "f")
-    read = FeatureStore.read(tmp_path / "f")
-    assert np.array_equal(read.features, features)
-    assert (read.teacher, read.fingerprint) == ("teacher", "print")
+def test_centroids_come_back(tmp_path: Path):
     centroids = np.ones((4, 3), dtype=np.float32)
     CentroidStore(centroids, "teacher").write(tmp_path / "c")
     assert np.array_equal(CentroidStore.read(tmp_path / "c").centroids, centroids)

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovtrain.schema.errors import LabelError
+from ovtrain.schema.features import FeatureStore, Part, write_part, write_store
+
+
+def parted(folder: Path, sizes: list[int], width: int = 5) -> np.ndarray:
+    """A store in parts of ``sizes``; returns all of its rows."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((sum(sizes), width)).astype(np.float16)
+    keys = np.arange(sum(sizes), dtype=np.uint64)
+    starts = np.cumsum([0, *sizes])
+    parts = [
+        write_part(folder, f"part-{i:05d}", features[a : a + n], keys[a : a + n])
+        for i, (a, n) in enumerate(zip(starts, sizes, strict=False))
+    ]
+    write_store(folder, parts, "teacher", "print")
+    return features
+
+
+def test_rows_come_back_across_parts(tmp_path: Path):
+    features = parted(tmp_path, [3, 0, 4, 1])
+    store = FeatureStore(tmp_path)
+    assert (len(store), store.width, store.teacher, store.fingerprint) == (8, 5, "teacher", "print")
+    assert np.array_equal(store.array(), features)
+    for first in range(8):
+        for count in range(9 - first):
+            assert np.array_equal(store.rows(first, count), features[first : first + count])
+    assert np.array_equal(store.take(np.array([0, 2, 3, 4, 7])), features[[0, 2, 3, 4, 7]])
+    assert store.take(np.empty(0, np.int64)).shape == (0, 5)
+    assert store.keys.tolist() == list(range(8))
+
+
+def test_a_part_is_there_when_its_description_is(tmp_path: Path):
+    assert Part.read(tmp_path, "part-00000") is None
+    parted(tmp_path, [2])
+    assert Part.read(tmp_path, "part-00000") == FeatureStore(tmp_path).parts[0]
+
+
+def test_identity_follows_the_contents(tmp_path: Path):
+    rows, keys = np.ones((3, 2)), np.arange(3, dtype=np.uint64)
+    made = [
+        FeatureStore.write(tmp_path / n, x, keys, "t", "p").identity
+        for n, x in {"a": rows, "b": rows, "c": 2 * rows}.items()
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("name", ["part-00001.npy", "part-00001.keys.npy"])
+def test_verify_names_the_file_with_a_flipped_bit(tmp_path: Path, name: str):
+    parted(tmp_path, [3, 4])
+    store = FeatureStore(tmp_path)
+    store.verify()
+    data = bytearray((tmp_path / name).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(LabelError, match=name.replace(".", r"\.")):
+        store.verify()
+
+
+@pytest.mark.parametrize("damage", [b"", b"not numpy", None])
+def test_a_cut_or_foreign_array_is_named_when_the_store_is_opened(tmp_path: Path, damage):
+    parted(tmp_path, [3, 4])
+    path = tmp_path / "part-00001.npy"
+    path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
+    with pytest.raises(LabelError, match=r"part-00001\.npy"):
+        FeatureStore(tmp_path)
+
+
+def test_an_array_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path):
+    parted(tmp_path, [3, 4])
+    store = FeatureStore(tmp_path)
+    path = tmp_path / "part-00001.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(LabelError, match="cut short"):
+        store.array()
+
+
+def test_rows_are_read_and_not_mapped(tmp_path: Path):
+    parted(tmp_path, [4])
+    store = FeatureStore(tmp_path)
+    store.rows(0, 4)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_store_that_an_older_version_wrote_is_refused(tmp_path: Path):
+    (tmp_path / "store.json").write_text('{"version": 1, "kind": "features", "samples": 2}')
+    with pytest.raises(LabelError, match="version=1; allowed: kind=features version=2"):
+        FeatureStore(tmp_path)
