@@ -67,20 +67,9 @@ class ClusterConfig:
         if self.teacher != "descriptor" and not self.teacher_dir:
             found.append(f"teacher={self.teacher} needs teacher_dir, a local folder with weights")
         counts = ("clusters", "top", "frames", "iterations", "workers", "batch", "part_samples")
-        none = (
-            "seed",
-            "frame_dims",
-            "projection",
-            "tolerance",
-            "largest",
-            "coarse",
-            "center_shards",
-        )
-        rules = {
-            POSITIVE: (*counts, "restarts", "memory_gib", "recall"),
-            NOT_NEGATIVE: (*none, "center_shards"),
-        }
-        found += broken(self, "", rules)
+        none = ("seed", "frame_dims", "projection", "tolerance", "largest", "coarse")
+        counts += ("restarts", "memory_gib", "recall")
+        found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: (*none, "center_shards")})
         if self.top > self.clusters:
             found.append(f"top={self.top} exceeds clusters={self.clusters}; lower top")
         if self.recall > 1:
