@@ -26,19 +26,21 @@ def mm_float32(a: Tensor, b: Tensor, buffers: Buffers) -> Tensor:
         buffers.empty(f"float32 {name}", tuple(x.shape), torch.float32).copy_(x)
         for name, x in (("a", a), ("b", b))
     ]
-    with _bfloat16_products():  # the inputs are rounded already: nothing is lost
+    with products_in("bf16"):  # the inputs are rounded already: nothing is lost
         return torch.mm(wide[0], wide[1].T, out=out)
 
 
 @contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    """Let the CPU take products of float32 matrices in bfloat16, where torch can (2.9)."""
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None:
+def products_in(precision: str, device_type: str = "cpu") -> Iterator[None]:
+    """Take products of float32 matrices in "bf16" (CPU) or in nothing less than float32 ("ieee"),
+    whatever the process has set, where torch can be told so (2.9)."""
+    backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(backend, "matmul", None)
+    if matmul is None or not hasattr(matmul, "fp32_precision"):
         yield
         return
     before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
+    matmul.fp32_precision = precision
     try:
         yield
     finally:

@@ -1,0 +1,122 @@
+"""Exact nearest centers: candidates from bfloat16 products, ranked by float32 distances.
+
+    index = CenterIndex(centers)            # (C, F) float32
+    found = index.nearest(points, top)      # (B, F) float16 or float32 -> ids, squared (B, top)
+    add_rows(sums, counts, points, ids, shift)
+
+B points, C centers, F width.
+
+What "exact" means: distances are sums of (x - c)^2, taken in float32 in one fixed order
+(``nearest_torch.squared_distances``); the result is the ``top`` smallest of all C of them, ties to
+the lower id, bit for bit, on every backend, whatever block a point comes in. Every center that is
+left out is proved to be farther by the error bound of its approximate score, which covers the
+rounding of the operands (Cauchy-Schwarz), of the sums and of the float32 distances themselves. A
+row without that proof is searched again, at last through all C distances; ``repeated`` counts such
+rows. What remains uncertain is float32 itself: of two centers whose true distances differ by less
+than (F / 64 + 10) * 2^-24 of them, either may come first. Values are finite; a distance that is no
+number comes last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ovtrain.ops.nearest_torch import TorchSearch
+from ovtrain.schema.errors import ConfigError, InputError
+
+log = logging.getLogger(__name__)
+
+ROWS = 4096
+"""Points that ``add_rows`` turns to float64 at a time."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """ids (B, top) int32, nearest first, ties to the lower id; squared (B, top) float32, squared
+    distances; repeated, how many rows had to be searched again."""
+
+    ids: Tensor
+    squared: Tensor
+    repeated: int
+
+
+class Search(Protocol):
+    def __call__(self, points: Tensor, top: int) -> tuple[Tensor, Tensor, int]:
+        """As ``Nearest`` has them, of (B, F) points in a row on the centers' device."""
+        ...
+
+
+class CenterIndex:
+    """Centers of one shard, ready to be searched exactly."""
+
+    def __init__(self, centers: Tensor, *, backend: str | None = None) -> None:
+        """``centers`` (C, F) float32; ``backend`` one of ``BACKENDS``, None for the fastest here.
+
+        InputError for other centers, ConfigError for a backend that this machine cannot run.
+        """
+        if centers.ndim != 2 or 0 in centers.shape or centers.dtype != torch.float32:
+            raise InputError("centers", _told(centers), allowed="(C, F) float32, C and F above 0")
+        self.backend = backend or _fastest(centers.device.type)
+        self.shape, self.device = centers.shape, centers.device
+        self._search = _builder(self.backend, centers.device.type)(centers.detach().contiguous())
+
+    def nearest(self, points: Tensor, top: int) -> Nearest:
+        """The ``top`` nearest centers of each of ``points`` (B, F) float16 or float32."""
+        count, width = self.shape
+        fits = points.ndim == 2 and points.shape[1] == width and points.device == self.device
+        if not fits or points.dtype not in (torch.float16, torch.float32):
+            allowed = f"(B, {width}) float16 or float32 on {self.device}"
+            raise InputError("points", _told(points), allowed=allowed)
+        if not 1 <= top <= count:
+            raise ConfigError(f"top={top}", f"{count} centers", allowed=f"1 to {count}")
+        return Nearest(*self._search(points.detach().contiguous(), top))
+
+
+def add_rows(sums: Tensor, counts: Tensor, points: Tensor, ids: Tensor, shift: int) -> None:
+    """sums (C, F) int64 += points (B, F) * 2^shift, rounded half to even, at ids (B,); counts (C,)
+    int64 += 1. Ids outside 0..C-1 are skipped: they are another shard's. Integer sums are exact and
+    the same in any order; |points| * 2^shift and their sums must stay below 2^63."""
+    clusters = len(sums)
+    for rows, owners in zip(points.split(ROWS), ids.long().split(ROWS), strict=True):
+        inside = (owners >= 0) & (owners < clusters)
+        owners = owners[inside]
+        fixed = (rows[inside].double() * 2.0**shift).round().long()
+        sums.index_add_(0, owners, fixed)
+        counts.index_add_(0, owners, torch.ones_like(owners))
+
+
+def _told(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} on {x.device}"
+
+
+def _torch(centers: Tensor) -> Search:
+    return TorchSearch(centers, torch.bfloat16)
+
+
+def _fp32(centers: Tensor) -> Search:
+    return TorchSearch(centers, torch.float32)
+
+
+BACKENDS: dict[str, Callable[[Tensor], Search]] = {"torch": _torch, "fp32": _fp32}
+
+
+def _fastest(device_type: str) -> str:
+    chosen = "torch"
+    log.info("nearest centers on %s: %s", device_type, chosen)
+    return chosen
+
+
+def _builder(backend: str, device_type: str) -> Callable[[Tensor], Search]:
+    if backend not in BACKENDS:
+        raise ConfigError(
+            f"backend={backend}",
+            f"not to be had on {device_type} here",
+            allowed=", ".join(BACKENDS),
+        )
+    return BACKENDS[backend]
