@@ -1,4 +1,4 @@
-"""Features as the k-means sees them: blocks of rows, read ahead, on the device, perhaps unit length.
+"""Features as the k-means sees them: blocks of rows, read ahead, perhaps of unit length.
 
 What holds the rows is a ``Source``: a FeatureStore on disk, or an array. Memory is a few blocks,
 whatever the number of rows. Rows that cannot be used (``Survey``) are left out of every block.
@@ -89,8 +89,10 @@ def read_ahead(source: Source, first: int, stop: int) -> Iterator[tuple[int, Hal
 
 @dataclass(frozen=True)
 class Block:
-    """``rows`` (B,) int64: their numbers; ``x`` (B, F): float16, or float32 of unit length."""
+    """Of the rows ``span``, the usable ones: ``rows`` (B,) int64, their numbers; ``x`` (B, F):
+    float16, or float32 of unit length."""
 
+    span: range
     rows: RowNumbers
     x: Tensor
 
@@ -118,8 +120,8 @@ class Points:
 
     def blocks(self, first: int, stop: int) -> Iterator[Block]:
         for start, rows in read_ahead(self.source, first, stop):
-            numbers = np.arange(start, start + len(rows))
-            yield Block(*self._good(numbers, rows))
+            span = range(start, start + len(rows))
+            yield Block(span, *self._good(np.arange(span.start, span.stop), rows))
 
     def take(self, rows: RowNumbers) -> Tensor:
         """(n, F) of usable rows in any order."""
