@@ -62,3 +62,12 @@ def label_store(
     at = [rows.get(int(key), -1) for key in key_hash(keys)]
     labels = [found.ids[row] if row >= 0 else none for row in at]
     return LabelStore.build(keys, labels, classes, features.fingerprint)
+
+
+def label_distances(
+    keys: list[str], features: FeatureStore, found: Nearest
+) -> npt.NDArray[np.float32]:
+    """(L,) distances of the labels of ``label_store``, in its order."""
+    row_of = {int(key): row for row, key in enumerate(features.keys)}
+    rows = [row_of[key] for key in np.sort(key_hash(keys)).tolist() if key in row_of]
+    return found.distance[rows].reshape(-1)

@@ -22,9 +22,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from clustering.assign import label_store, nearest
+import numpy as np
+
+from clustering.assign import label_distances, label_store, nearest
 from clustering.features import Skipped, extract
 from clustering.kmeans import check_clusters, kmeans
+from clustering.label_blocks import DISTANCES
 from clustering.quality import quality
 from clustering.teachers import open_teacher
 from ovtrain.config.cluster import ClusterConfig
@@ -109,7 +112,9 @@ def _labels(
         clusters = len(centroids.centroids)
         labels = label_store(reader.keys, store, found, clusters)
         labels.write(job.out / "labels")
-        about = quality(found, clusters) | {"without_labels": len(reader) - len(store.keys)}
+        with atomic_open(job.out / "labels" / DISTANCES) as handle:
+            np.save(handle, label_distances(reader.keys, store, found))
+        about = quality(job.out / "labels") | {"without_labels": len(reader) - len(store.keys)}
         write_json(job.out / QUALITY, about)
         return f"{len(labels.ids)} labels of {len(store.keys)} samples, {about['empty']} empty"
 

@@ -16,7 +16,7 @@ from ovtrain.schema.errors import exit_status
 COMMANDS: dict[str, str] = {
     "demo": "launch.commands.demo:demo",
     "prepare": "launch.commands.data:prepare",
-    "cluster": "launch.commands.data:cluster",
+    "cluster": "launch.commands.cluster:cluster",
     "train": "launch.commands.training:train",
     "profile": "launch.commands.training:profile",
     "plan": "launch.commands.training:plan",

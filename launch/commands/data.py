@@ -1,4 +1,4 @@
-"""prepare, cluster, data: thin; the jobs parse and check their own config."""
+"""prepare, data: thin; the jobs parse and check their own config."""
 
 from __future__ import annotations
 
@@ -33,21 +33,6 @@ def prepare(
     extra = [word for name, value in given.items() if value for word in (name, str(value))]
     extra += ["--retry"] if retry else []
     return run_job("data_pipelines.prepare", job_arguments(source, out, config, overrides, *extra))
-
-
-@click.command()
-@click.argument("shards", metavar="SHARDS_DIR")
-@click.option("--out", required=True, help="Folder for features, centroids and labels.")
-@click.option("--config", help="ClusterConfig YAML, a path or a shipped name.")
-@click.option("--centroids", help="Label against these centers instead of making new ones.")
-@overrides
-def cluster(
-    shards: str, out: str, config: str | None, centroids: str | None, overrides: tuple[str, ...]
-) -> int:
-    """Shards -> features -> centers -> labels."""
-    extra = ("--centroids", centroids) if centroids else ()
-    arguments = job_arguments(shards, out, config, overrides, *extra)
-    return run_job("clustering.run", arguments)
 
 
 @click.group()

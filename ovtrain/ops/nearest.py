@@ -22,13 +22,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ovtrain.ops.nearest_torch import TorchSearch
+from ovtrain.ops.nearest_torch import Centred, TorchSearch
 from ovtrain.schema.errors import ConfigError, InputError
+
+try:
+    from ovtrain.ops import _native  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:
+    _native = None
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +88,16 @@ def add_rows(sums: Tensor, counts: Tensor, points: Tensor, ids: Tensor, shift: i
     """sums (C, F) int64 += points (B, F) * 2^shift, rounded half to even, at ids (B,); counts (C,)
     int64 += 1. Ids outside 0..C-1 are skipped: they are another shard's. Integer sums are exact and
     the same in any order; |points| * 2^shift and their sums must stay below 2^63."""
+    if _native_runs(points.device.type):
+        counted = ids.long().contiguous()
+        _native.add_rows(
+            sums, counts, points.contiguous(), counted, 2.0**shift, torch.get_num_threads()
+        )
+    else:
+        _add_rows(sums, counts, points, ids, shift)
+
+
+def _add_rows(sums: Tensor, counts: Tensor, points: Tensor, ids: Tensor, shift: int) -> None:
     clusters = len(sums)
     for rows, owners in zip(points.split(ROWS), ids.long().split(ROWS), strict=True):
         inside = (owners >= 0) & (owners < clusters)
@@ -103,20 +119,53 @@ def _fp32(centers: Tensor) -> Search:
     return TorchSearch(centers, torch.float32)
 
 
-BACKENDS: dict[str, Callable[[Tensor], Search]] = {"torch": _torch, "fp32": _fp32}
+class _NativeSearch:
+    """The C++ of ``ops/native``, on as many threads as torch uses."""
+
+    def __init__(self, centers: Tensor) -> None:
+        centred = Centred.of(centers, torch.bfloat16)
+        count, width = centers.shape
+        columns = _native.panel_columns(count)
+        panels = torch.empty(columns, (width + 1) // 2, dtype=torch.int32)
+        _native.pack_centers(centred.rounded, panels)
+        bias = torch.full((columns,), -torch.inf)
+        bias[:count] = centred.bias
+        self._centers = (centers, centred.mean, panels, bias, centred.longest, centred.off)
+
+    def __call__(self, points: Tensor, top: int) -> tuple[Tensor, Tensor, int]:
+        ids = torch.empty(len(points), top, dtype=torch.int32)
+        squared = torch.empty(len(points), top)
+        threads = torch.get_num_threads()
+        return ids, squared, _native.nearest(*self._centers, points, ids, squared, threads)
 
 
+def _native_runs(device_type: str) -> bool:
+    return device_type == "cpu" and _native is not None and _native.nearest_runs_here()
+
+
+BACKENDS: dict[str, Callable[[Tensor], Search]] = {
+    "native": _NativeSearch,
+    "torch": _torch,
+    "fp32": _fp32,
+}
+
+
+def backends(device_type: str) -> list[str]:
+    """Those that run here on "cpu", "cuda", ..., the fastest first."""
+    return [name for name in BACKENDS if name != "native" or _native_runs(device_type)]
+
+
+@cache
 def _fastest(device_type: str) -> str:
-    chosen = "torch"
+    chosen = backends(device_type)[0]
     log.info("nearest centers on %s: %s", device_type, chosen)
     return chosen
 
 
 def _builder(backend: str, device_type: str) -> Callable[[Tensor], Search]:
-    if backend not in BACKENDS:
+    here = backends(device_type)
+    if backend not in here:
         raise ConfigError(
-            f"backend={backend}",
-            f"not to be had on {device_type} here",
-            allowed=", ".join(BACKENDS),
+            f"backend={backend}", f"does not run on {device_type} here", allowed=", ".join(here)
         )
     return BACKENDS[backend]

@@ -83,7 +83,6 @@ class Centred:
 
     mean: Tensor
     rounded: Tensor
-    dtype: torch.dtype
     bias: Tensor
     longest: float
     off: float
@@ -99,8 +98,7 @@ class Centred:
         longest = float(length.max())
         return cls(
             mean,
-            wide if centers.device.type == "cpu" else rounded,
-            dtype,
+            rounded,
             (length.square() * -0.5).float(),
             longest * MARGIN,
             float(off.max()) + longest * UNIT,  # centred is rounded itself
@@ -120,14 +118,14 @@ class Centred:
 
     def scores(self, points: Tensor, centers: slice) -> Tensor:
         rounded = self.rounded[centers]
-        if self.dtype == torch.float32:
+        if rounded.dtype == torch.float32:
             with products_in("ieee", points.device.type):
                 out = points @ rounded.T
         elif points.is_cuda:
             out = torch.mm(points, rounded.T, out_dtype=torch.float32)
         else:
             with products_in("bf16"):
-                out = points.float() @ rounded.T
+                out = points.float() @ rounded.float().T
         return out.add_(self.bias[centers])
 
 
@@ -175,8 +173,8 @@ class TorchSearch:
     def _candidates(self, centred: Centred, points: Tensor, top: int) -> tuple[Tensor, Tensor]:
         """keys (B, top) and whether each row is certain."""
         x = points - centred.mean
-        rounded = x.to(centred.dtype)
-        count = min(top + EXTRA[centred.dtype], len(self.centers))
+        rounded = x.to(centred.rounded.dtype)
+        count = min(top + EXTRA[rounded.dtype], len(self.centers))
         score, ids = self._best(centred, rounded, count)
         keys = lowest(self._ranked(points, ids), top)
         if count == len(self.centers):

@@ -19,6 +19,7 @@
 namespace nb = nanobind;
 
 void bind_attention(nb::module_& m);  // attention_module.cpp
+void bind_nearest(nb::module_& m);    // nearest_module.cpp
 
 namespace {
 
@@ -242,6 +243,7 @@ NB_MODULE(_native, m) {
     const auto array = nb::arg().noconvert();
     const auto value = nb::arg();
     bind_attention(m);
+    bind_nearest(m);
     m.def("draw", &draw, value, value, value, value, array);
     m.def("unit_rows", &unit_rows, array, array, array, array, value);
     m.def("pull", &pull, array, array, array, array, array, value);

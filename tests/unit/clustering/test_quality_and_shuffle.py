@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from clustering.assign import Nearest
-from clustering.quality import majority_share, purity, quality
+from clustering.label_blocks import LabelBlocks
+from clustering.quality import purity, quality
 from clustering.shuffle import main, shuffled
 from ovtrain.data.shards import ShardReader
 from ovtrain.schema.errors import LabelError
 from ovtrain.schema.labels import LabelStore
+from ovtrain.schema.sample import key_hash
 
 
 def labels_of(counts, seed=0):
@@ -17,26 +18,95 @@ def labels_of(counts, seed=0):
     return LabelStore.build([f"k{i}" for i in range(len(counts))], rows, 50, "print")
 
 
+def write_labels(folder, ids, distances, classes):
+    """A store of one key per row, with its distances."""
+    keys = [f"k{i}" for i in range(len(ids))]
+    store = LabelStore.build(keys, [np.array(row, np.int32) for row in ids], classes, "print")
+    store.write(folder)
+    order = np.argsort(key_hash(keys))
+    rows = [np.empty(0), *(np.asarray(distances[i], dtype=float) for i in order)]
+    np.save(folder / "distances.npy", np.concatenate(rows).astype(np.float32))
+    return folder
+
+
 def rows_of(store):
     return [store.lookup(key).tolist() for key in store.keys]
 
 
-def test_quality_counts_sizes_empties_and_margins():
-    ids = np.array([[0, 1], [0, 2], [0, 1], [2, 0]], dtype=np.int32)
-    distance = np.array([[1, 2], [1, 1], [0, 0], [3, 4]], dtype=np.float32)
-    found = quality(Nearest(ids, distance), clusters=4)
+def test_quality_counts_sizes_empties_and_margins(tmp_path):
+    ids = [[0, 1], [0, 2], [0, 1], [2, 0]]
+    distances = [[1, 2], [1, 1], [0, 0], [3, 4]]
+    found = quality(write_labels(tmp_path, ids, distances, classes=4))
     assert (found["samples"], found["clusters"], found["top"], found["empty"]) == (4, 4, 2, 2)
-    assert found["size"] == {"min": 0, "median": 0.5, "mean": 1.0, "max": 3}
+    size = {key: found["size"][key] for key in ("min", "median", "mean", "max")}
+    assert size == {"min": 0, "median": 0.5, "mean": 1.0, "max": 3}
     assert found["size_histogram"] == {"edges": [0, 1, 2, 4], "counts": [2, 1, 1]}
     assert found["mean_distance"] == pytest.approx(5 / 4)
-    assert sum(found["margin"]["counts"]) == 4
+    assert found["distance"]["mean_squared"] == pytest.approx((1 + 1 + 0 + 9) / 4)
+    assert found["cluster_distance"]["quantiles"]["50"] == pytest.approx((np.sqrt(2 / 3) + 3) / 2)
+    assert sum(found["margin"]["counts"]) == sum(found["distance"]["counts"]) == 4
     assert found["margin"]["mean"] == pytest.approx((0.5 + 0 + 0 + 0.25) / 4)
     json.dumps(found)
 
 
-def test_majority_share_is_the_commonest_class_of_each_cluster():
-    cluster = np.array([0, 0, 0, 1, 1])
-    assert majority_share(cluster, np.array([2, 2, 1, 0, 1])) == pytest.approx(3 / 5)
+def test_quality_is_that_of_the_whole_arrays_whatever_the_blocks(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    many = 1000
+    ids = [rng.permutation(40)[: rng.integers(0, 5)].tolist() for _ in range(many)]
+    distances = [np.sort(rng.exponential(3, len(row))).tolist() for row in ids]
+    folder = write_labels(tmp_path, ids, distances, classes=50)
+    whole = quality(folder)
+    monkeypatch.setattr(LabelBlocks.blocks, "__defaults__", (7,))
+    apart = quality(folder)
+    first = np.float32([row[0] for row in distances if row])
+    assert whole["samples"] == len(first)
+    assert whole["labels_per_sample"]["min"] == 1
+    assert whole["labels_per_sample"]["mean"] == pytest.approx(sum(map(len, ids)) / len(first))
+    for percent, value in whole["distance"]["quantiles"].items():
+        exact = np.percentile(first, int(percent), method="lower")
+        assert value == pytest.approx(exact, rel=2**-13)
+    edges, counts = whole["distance"]["edges"], whole["distance"]["counts"]
+    assert (edges[0], edges[-1]) == pytest.approx((first.min(), first.max()))
+    assert np.abs(np.histogram(first, edges)[0] - counts).max() <= 1  # a bin's middle decides
+    for key in ("size", "size_histogram", "empty"):
+        assert apart[key] == whole[key]
+    assert apart["distance"]["counts"] == counts
+    assert apart["margin"]["mean"] == pytest.approx(whole["margin"]["mean"])
+
+
+def test_sizes_that_differ_show_in_gini_and_in_the_largest_clusters_share(tmp_path):
+    equal = [[i % 4] for i in range(40)]
+    found = quality(write_labels(tmp_path / "a", equal, np.ones((40, 1)), classes=4))["size"]
+    assert (found["gini"], found["largest_share"]) == (pytest.approx(0), 0.25)
+    one = [[0]] * 40
+    found = quality(write_labels(tmp_path / "b", one, np.ones((40, 1)), classes=4))["size"]
+    assert (found["gini"], found["largest_share"]) == (pytest.approx(3 / 4), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "said"),
+    [
+        ("distances.npy", np.ones(3, np.float32), r"float32 \(3,\).*allowed: float32 \(4,\)"),
+        ("distances.npy", np.full(4, np.nan, np.float32), "not all are finite"),
+        ("ids.npy", np.array([0, 1, 2, 9], np.int32), "ids from 0 to 9; allowed: 0 to 3"),
+        ("offsets.npy", np.array([0, 3, 2, 4], np.int64), "not in order"),
+        ("keys.npy", None, "unreadable"),
+    ],
+)
+def test_a_damaged_store_is_named(tmp_path, file, array, said):
+    folder = write_labels(tmp_path, [[0], [1, 2], [3]], [[1], [1, 1], [1]], classes=4)
+    if array is None:
+        (folder / file).unlink()
+    else:
+        np.save(folder / file, array)
+    with pytest.raises(LabelError, match=said) as caught:
+        quality(folder)
+    assert file in str(caught.value)
+
+
+def test_a_store_without_labels_has_no_quality(tmp_path):
+    with pytest.raises(LabelError, match="no sample owns a label"):
+        quality(write_labels(tmp_path, [[], []], [[], []], classes=4))
 
 
 def test_purity_joins_classes_by_file_stem(shards, tmp_path):
@@ -50,6 +120,8 @@ def test_purity_joins_classes_by_file_stem(shards, tmp_path):
     found = purity(labels, reader, path)
     assert (found["samples"], found["purity"]) == (20, 1.0)
     assert found["purity_permuted"] < 0.8
+    assert found["nmi"] == pytest.approx(1.0)
+    assert found["nmi_permuted"] < 0.5
 
 
 def test_purity_of_strangers_is_an_error(shards, tmp_path):

@@ -57,15 +57,13 @@ def test_an_interrupt_is_status_130(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_a_job_gets_its_arguments_and_gives_its_status(monkeypatch, tmp_path):
+def test_a_job_gets_its_arguments_and_gives_its_status(monkeypatch):
     started: list[list[str]] = []
     monkeypatch.setattr(
         "launch.commands.data.run_job", lambda module, args: started.append([module, *args]) or 7
     )
-    call = ["cluster", "shards", "--out", "labels", "--centroids", "c", "clusters=4"]
-    assert cli.run(call) == 7
-    expected = ["shards", "--out", "labels", "--centroids", "c", "clusters=4"]
-    assert started == [["clustering.run", *expected]]
+    assert cli.run(["data", "verify", "shards", "--media"]) == 7
+    assert started == [["data_pipelines.shards.verify", "shards", "--media", "--workers", "2"]]
 
 
 def test_several_problems_are_reported_at_once(capsys):
