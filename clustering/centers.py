@@ -1,6 +1,6 @@
-"""FeatureStore -> centers: survey, first centers, k-means flat or hierarchical, no center empty.
+"""Points -> centers: k-means, flat or hierarchical, no center empty.
 
-Writes below ``folder``: ``survey.npz``, ``flat/`` and, hierarchical, ``coarse/`` and ``cells/``
+Writes below ``folder``: ``flat/`` and, hierarchical, ``coarse/``
 (``clustering.kmeans.state``); the result is ``flat/best.npy``, (C, F) float32. Called again with
 the same stamp it goes on where it was, to the bit; every rank calls it.
 """
@@ -20,9 +20,8 @@ from clustering.kmeans.lloyd import Lloyd
 from clustering.kmeans.passes import Passes
 from clustering.kmeans.state import FolderState
 from clustering.neighbours import make_layout
-from clustering.points import Points, Source
+from clustering.points import Points
 from clustering.search import unpack_array
-from clustering.survey import Survey
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.distributed.context import World
@@ -41,20 +40,16 @@ class Made:
 
 @dataclass(frozen=True)
 class CenterJob:
-    """What one k-means needs. ``stamp``: digest of the features and settings it depends on."""
+    """What one k-means needs. ``largest``: absolute number of the features; ``stamp``: digest of
+    the features and settings that the centers depend on."""
 
-    source: Source
-    survey: Survey
+    points: Points
+    largest: float
     config: ClusterConfig
     world: World
     folder: Path
     stamp: str
     say: Callable[[str], None]
-
-    @property
-    def points(self) -> Points:
-        spherical = self.config.spherical
-        return Points(self.source, self.world.device, spherical, self.survey.bad)
 
 
 def make_centers(job: CenterJob) -> Made:
@@ -80,7 +75,7 @@ def make_centers(job: CenterJob) -> Made:
 
 
 def _state(job: CenterJob, name: str, clusters: int) -> FolderState:
-    shape = (len(job.source), clusters, job.source.width)
+    shape = (len(job.points), clusters, job.points.width)
     return FolderState(job.folder / name, job.stamp, *shape, job.world)
 
 
@@ -90,7 +85,7 @@ def _lloyd(job: CenterJob, config: ClusterConfig, state: FolderState) -> Lloyd:
         job.world, len(points), config.clusters, points.width, config.memory_gib,
         config.center_shards,
     )  # fmt: skip
-    passes = Passes(points, layout, config.clusters, config.engine, job.survey.largest, job.say)
+    passes = Passes(points, layout, config.clusters, config.engine, job.largest, job.say)
     return Lloyd(points, config, passes, state, job.say)
 
 
@@ -103,10 +98,10 @@ def _prepare_from_cells(job: CenterJob, state: FolderState) -> None:
         settings = replace(config, clusters=config.coarse, restarts=1, largest=0.0, coarse=0)
         _lloyd(job, settings, coarse).run()
         keys = coarse.nearest(coarse.progress.slot)
-        ids, _ = unpack_array(keys.read(0, len(job.source)))
+        ids, _ = unpack_array(keys.read(0, len(job.points)))
         sizes = np.bincount(ids[ids >= 0], minlength=config.coarse)
-        folder = job.folder / "cells"
-        Cells(job.points, config, job.survey.largest, folder, world, job.say).run(keys, sizes)
+        folder = job.folder / "coarse" / "cells"  # goes when the cells do
+        Cells(job.points, config, job.largest, folder, world, job.say).run(keys, sizes)
         barrier(world.group)
         total = None
         if world.is_main:

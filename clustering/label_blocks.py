@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from ovtrain.schema.arrays import NOT_AN_ARRAY
 from ovtrain.schema.errors import LabelError
-from ovtrain.schema.labels import STORE, read_description
+from ovtrain.schema.labels import DISTANCES, STORE, read_description
 
-DISTANCES = "distances.npy"
 ROWS = 1 << 19
 FIX = "assign the labels again with `ovtrain cluster`"
 

@@ -98,12 +98,13 @@ def _fewest(world_size: int, size: int, memory: float) -> int:
 
 @dataclass
 class Neighbours:
-    """``engine`` as in ``clustering.search``. ``repeated`` counts searches that had to be done
-    throughout in float32."""
+    """``engine`` as in ``clustering.search``; ``given`` is searched instead, where all centers are
+    this rank's. ``repeated`` counts searches that had to be done throughout in float32."""
 
     points: Points
     layout: Layout
     engine: str
+    given: Search | None = None
     repeated: int = 0
 
     def load(self, table: Table, part: range) -> Tensor:
@@ -133,7 +134,7 @@ class Neighbours:
     def _search(
         self, table: Table, part: range, top: int, segment: range
     ) -> Iterator[tuple[Block, Tensor]]:
-        search = open_search(self.engine, self.load(table, part), self._gpu())
+        search = self.given or open_search(self.engine, self.load(table, part), self._gpu())
         for block in self.points.blocks(segment.start, segment.stop):
             yield block, keys_of(search, block.x, min(top, len(part)), part.start)
         self.repeated += getattr(search, "repeated", 0)

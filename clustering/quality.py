@@ -33,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clustering.agreement import PERMUTED, Contingency
-from clustering.label_blocks import DISTANCES, Block, LabelBlocks
+from clustering.label_blocks import Block, LabelBlocks
 from ovtrain.data.shards import ShardReader
 from ovtrain.schema.errors import LabelError
-from ovtrain.schema.labels import LabelStore
+from ovtrain.schema.labels import DISTANCES, LabelStore
 
 CLASSED = 1 << 20
 """Samples whose classes are looked up, drawn at random where there are more."""

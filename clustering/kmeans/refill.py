@@ -107,7 +107,8 @@ class Worst:
 
     def add(self, block: Assigned) -> None:
         away = block.squared > 0
-        self._keep(np.stack([block.squared[away].astype(np.float64), block.rows[away]], axis=1))
+        columns = [block.squared[away], block.rows[away]]
+        self._keep(np.stack(columns, axis=1, dtype=np.float64))
 
     def merge(self, others: Iterable[npt.NDArray[np.float64]]) -> None:
         self.kept = np.empty((0, 2), np.float64)

@@ -9,6 +9,8 @@ Features: ``ovtrain.schema.features``. S samples, C clusters, F teacher width, L
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from ovtrain.schema.errors import LabelError
 from ovtrain.schema.sample import key_hash
 
 VERSION = 1
-STORE = "store.json"
+STORE, DISTANCES = "store.json", "distances.npy"
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
@@ -71,6 +73,14 @@ class CentroidStore:
         _save(folder / "centroids.npy", self.centroids)
         clusters, width = self.centroids.shape
         describe(folder, "centroids", clusters=clusters, width=width, teacher=self.teacher)
+
+    @staticmethod
+    def adopt(centroids: Path, folder: Path, teacher: str) -> None:
+        """A store of what a ``.npy`` file holds, (C, F) float32; it is copied."""
+        clusters, width = _load(centroids).shape
+        with open(centroids, "rb") as source, atomic_open(folder / "centroids.npy") as target:
+            shutil.copyfileobj(source, target, 1 << 24)
+        describe(folder, "centroids", clusters=clusters, width=width, teacher=teacher)
 
     @classmethod
     def read(cls, folder: Path | str) -> CentroidStore:
@@ -171,6 +181,35 @@ class LabelStore:
         if at == len(self.keys) or self.keys[at] != key:
             return np.empty(0, dtype=np.int32)
         return np.asarray(self.ids[self.offsets[at] : self.offsets[at + 1]])
+
+
+def write_labels(
+    folder: Path,
+    keys: npt.NDArray[np.uint64],
+    counts: npt.NDArray[np.int64],
+    labels: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]],
+    classes: int,
+    fingerprint: str,
+) -> None:
+    """A label store as it comes: ``keys`` (S,) sorted, ``counts`` (S,) labels of each, and some ids
+    at a time with their distances, which go to ``distances.npy`` beside them."""
+    (folder / STORE).unlink(missing_ok=True)  # a store is whole or absent
+    total = int(counts.sum())
+    _save(folder / "keys.npy", keys)
+    _save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    with (
+        atomic_open(folder / "ids.npy") as ids_file,
+        atomic_open(folder / DISTANCES) as distances_file,
+    ):
+        for handle, dtype in ((ids_file, np.int32), (distances_file, np.float32)):
+            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+            header = {"descr": descr, "fortran_order": False, "shape": (total,)}
+            np.lib.format.write_array_header_1_0(handle, header)
+        for ids, distances in labels:
+            ids_file.write(ids.tobytes())
+            distances_file.write(distances.tobytes())
+    about = {"samples": len(keys), "classes": classes, "labels": total}
+    describe(folder, "labels", **about, fingerprint=fingerprint)
 
 
 def check_classes(source: str, folder: str, found: int, wanted: int) -> None:

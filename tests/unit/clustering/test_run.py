@@ -92,7 +92,7 @@ def test_images_are_clustered_too(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["clusters=400000"], "24 samples.*clusters=6"),
+        (["clusters=400000"], "24 samples.*clusters=24"),
         (["clusters=3", "top=9"], "top=9 exceeds clusters=3"),
         (["cluster=3"], "unknown key 'cluster'"),
         (["teacher=clip"], "needs teacher_dir"),
