@@ -50,7 +50,7 @@ def _chosen(sizes: Ids, count: int, seed: int) -> list[Center]:
     found: list[Center] = []
     taken: set[int] = set()
     for i, (why, order) in enumerate(zip(SORTS, orders, strict=True)):
-        wanted = len(range(i, count, len(SORTS)))
+        wanted = len(range(i, min(count, len(own)), len(SORTS)))
         free = [c for c in order[: count + wanted].tolist() if c not in taken][:wanted]
         taken |= set(free)
         found += [Center(c, int(sizes[c]), why) for c in free]
