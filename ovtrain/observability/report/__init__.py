@@ -13,7 +13,7 @@ from pathlib import Path
 from ovtrain.observability.history import Row, read_object
 from ovtrain.observability.report import data, learning, loading, training
 from ovtrain.observability.report.charts import number
-from ovtrain.observability.report.page import Section, absent, page, table
+from ovtrain.observability.report.page import Section, absent, page, table, tiles
 from ovtrain.observability.report.training import Run
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import OvtrainError
@@ -48,38 +48,34 @@ def _lead(out: Path, runs: list[Run]) -> str:
     about = read_object(out / "demo.json") or {}
     command = about.get("command") or next((run.about.get("command") for run in runs), None)
     ran = f"<p><code>{escape(_command(command))}</code></p>" if command else ""
-    return ran + f'<div class="tiles">{"".join(_tile(*tile) for tile in _tiles(out, runs))}</div>'
+    return ran + tiles(_tiles(out, runs))
 
 
 def _command(command: object) -> str:
     return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
 
 
-def _tile(value: str, label: str) -> str:
-    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-
-
 def _tiles(out: Path, runs: list[Run]) -> list[tuple[str, str]]:
     """The few numbers to see first; only those whose inputs exist."""
-    tiles: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     result = read_object(out / learning.RESULT) or {}
     for row in _headline(result.get("rows", [])):
-        tiles.append(
+        found.append(
             (f"{row['mean']:.3f}", f"{row['probe']} probe, {row['encoder']}, {row['view']}")
         )
     if isinstance(result.get("chance"), (int, float)):
-        tiles.append((f"{result['chance']:.3f}", "chance"))
+        found.append((f"{result['chance']:.3f}", "chance"))
     steps = sum(int(run.rows[-1].get("step", 0)) for run in runs if run.rows)
     if runs:
-        tiles.append((number(steps, 4), f"steps in {len(runs)} training runs"))
+        found.append((number(steps, 4), f"steps in {len(runs)} training runs"))
         parameters = next((run.about.get("parameters") for run in runs), None)
         if isinstance(parameters, (int, float)):
-            tiles.append((number(parameters), "encoder parameters"))
+            found.append((number(parameters), "encoder parameters"))
     stages = data.read_stages(out)
     if stages:
         seconds = sum(float(stage.get("seconds", 0)) for stage in stages)
-        tiles.append((f"{seconds / 60:.1f} min", f"in {len(stages)} stages"))
-    return tiles
+        found.append((f"{seconds / 60:.1f} min", f"in {len(stages)} stages"))
+    return found
 
 
 def _headline(rows: list[Row]) -> list[Row]:

@@ -142,8 +142,25 @@ def table(
     )
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole document; ``lead`` is the header's HTML below the title."""
+def tiles(entries: Sequence[tuple[str, str]]) -> str:
+    """The few numbers to see first: (value, what it is), plain text."""
+    cells = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        for value, label in entries
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def page(
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    *,
+    style: str = "",
+    command: str = "ovtrain report",
+) -> str:
+    """The whole document; ``lead`` is the header's HTML below the title, ``style`` more CSS,
+    ``command`` what its footer names."""
     links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
     body = "".join(
         f'<section id="{s.anchor}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections
@@ -151,8 +168,9 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>"
         f"<header><h1>{escape(title)}</h1>{lead}</header><nav><div>{links}</div></nav>"
-        f'<main>{body}<footer>Written by <code>ovtrain report</code>.</footer></main><div id="tip">'
+        f"<main>{body}<footer>Written by <code>{escape(command)}</code>.</footer></main>"
+        '<div id="tip">'
         f"</div><script>{SCRIPT}</script></body></html>\n"
     )

@@ -1,43 +1,14 @@
 """The report is one self-contained page, in a real browser too, and copes with absent inputs."""
 
 import json
-import os
-import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
 from ovtrain.observability.report import write_report
 from ovtrain.observability.report.charts import Series, line_chart, number, thinned, ticks
 from ovtrain.schema.errors import OvtrainError
+from tests.helpers.browser import check_markup, check_self_contained, look
 from tests.unit.observability.folder import write_demo
-
-VOID = {"meta", "img", "line", "polyline", "circle", "rect", "path", "br", "link"}
-
-
-class Balance(HTMLParser):
-    """Open tags must be closed in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.faults = [], []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID and (not self.open or self.open.pop() != tag):
-            self.faults.append(tag)
-
-
-def check_markup(page: str) -> None:
-    parser = Balance()
-    parser.feed(page)
-    assert not parser.faults
-    assert not parser.open
 
 
 def test_every_part_of_a_demo_is_shown(tmp_path):
@@ -54,8 +25,7 @@ def test_every_part_of_a_demo_is_shown(tmp_path):
 
 def test_nothing_is_fetched_and_names_are_escaped(tmp_path):
     page = write_report(write_demo(tmp_path)).read_text()
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
-    assert not re.search(r"url\(|@import|<link", page)
+    check_self_contained(page)
     assert "a<script>.mp4" not in page
     assert "<b>nod</b>" not in page
 
@@ -122,33 +92,18 @@ def test_a_chart_of_one_point_or_a_flat_line_has_no_nan():
         assert "nan" not in line_chart("t", [Series("a", points)], "x", "y")
 
 
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI needs chromium to look at the report")
-        pytest.skip("no chromium here")
-    return found
-
-
 def test_pictures_and_charts_show_in_a_browser(tmp_path):
     page = write_report(write_demo(tmp_path / "demo"))
-    look = (
-        "<script>addEventListener('load',()=>{const p=[...document.images];"
+    script = (
+        "const p=[...document.images];"
         "const c=document.querySelector('svg.hover'),r=c.getBoundingClientRect();"
         "c.dispatchEvent(new MouseEvent('mousemove',{clientX:r.left+r.width/2,"
         "clientY:r.top+r.height/2}));"
         "document.title='looked '+p.length+' '+p.filter(i=>i.naturalWidth>0).length+' '+"
         "document.getElementById('tip').textContent+' '+"
-        "(document.documentElement.scrollWidth<=innerWidth)})</script></body>"
+        "(document.documentElement.scrollWidth<=innerWidth)"
     )
-    probe = tmp_path / "look.html"
-    probe.write_text(page.read_text().replace("</body>", look))
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}")
-    command = [browser(), *flags, "--window-size=900,1200", "--dump-dom", probe.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    title = re.search(r"<title>looked (.*?)</title>", shown)
-    assert title is not None
-    assert title[1].startswith("2 2 step ")
-    assert "seed-0" in title[1]
-    assert title[1].endswith(" true")  # no sideways scrolling
+    seen = look(page, tmp_path, script)
+    assert seen.startswith("looked 2 2 step ")
+    assert "seed-0" in seen
+    assert seen.endswith(" true")  # no sideways scrolling
