@@ -23,18 +23,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ovtrain.ops.nearest_torch import Centred, TorchSearch
+from ovtrain.ops.nearest_torch import TorchSearch
 from ovtrain.schema.errors import ConfigError, InputError
 
 try:
-    from ovtrain.ops import _native  # pyright: ignore[reportAttributeAccessIssue]
+    from ovtrain.ops import _native as extension  # pyright: ignore[reportAttributeAccessIssue]
 except ImportError:
-    _native = None
+    extension = None
+_native: Any = extension
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +124,13 @@ class _NativeSearch:
     """The C++ of ``ops/native``, on as many threads as torch uses."""
 
     def __init__(self, centers: Tensor) -> None:
-        centred = Centred.of(centers, torch.bfloat16)
         count, width = centers.shape
-        columns = _native.panel_columns(count)
-        panels = torch.empty(columns, (width + 1) // 2, dtype=torch.int32)
-        _native.pack_centers(centred.rounded, panels)
-        bias = torch.full((columns,), -torch.inf)
-        bias[:count] = centred.bias
-        self._centers = (centers, centred.mean, panels, bias, centred.longest, centred.off)
+        mean = centers.mean(0, dtype=torch.float64).float()
+        bias = torch.empty(_native.panel_columns(count))
+        panels = torch.empty(len(bias), (width + 1) // 2, dtype=torch.int32)
+        threads = torch.get_num_threads()
+        errors = _native.pack_centers(centers, mean, panels, bias, threads)
+        self._centers = (centers, mean, panels, bias, *errors)
 
     def __call__(self, points: Tensor, top: int) -> tuple[Tensor, Tensor, int]:
         ids = torch.empty(len(points), top, dtype=torch.int32)

@@ -1,5 +1,6 @@
 // Nearest centers of points on CPUs with AVX-512 and its bfloat16 products; the reference, and why
-// the result is exact, is in ovtrain/ops/nearest_torch.py. All here runs on one thread.
+// the result is exact, is in ovtrain/ops/nearest_torch.py. All but search
+// runs on one thread.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@ struct Centers {
     int64_t count, width;
     const float* rows;       // (count, width)
     const float* mean;       // (width)
-    const uint32_t* panels;  // of pack_centers
+    const uint32_t* panels;  // of pack_panel
     const float* bias;       // -|c - mean|^2 / 2, as many as the panels have columns, -inf beyond count
     double longest, off;     // max |c - mean|, max |c - mean - its bfloat16|
 };
@@ -44,8 +45,10 @@ int64_t panel_words(int64_t count, int64_t width);
 // `scratch`, of any alignment of 64, holds the block; with null the bytes it takes are counted.
 int64_t lay_out(Block& block, int64_t width, void* scratch);
 
-// From bfloat16 (count, width).
-void pack_centers(const uint16_t* rounded, int64_t count, int64_t width, uint32_t* panels);
+// What `centers` still needs of one panel, from its rows and mean: part of the panels and the bias;
+// `longest` and `off` grow.
+void pack_panel(const Centers& centers, int64_t panel, uint32_t* panels, float* bias,
+                double& longest, double& off);
 
 // Fills all of the block but rows, top and room, with the candidates of rows from `first` on.
 void find_candidates(const Centers& centers, Points points, int64_t first, Block& block);
@@ -58,6 +61,11 @@ void squared_distances(const float* x, const float* const* rows, const float* co
 
 // to[i] += point[i] * scale for columns first..last-1, rounded half to even.
 void add_fixed(Points points, int64_t row, int64_t first, int64_t last, double scale, int64_t* to);
+
+// The `top` nearest centers of `count` points to ids and squared (count, top); how many rows had no
+// proof.
+int64_t search(const Centers& centers, Points points, int64_t count, int64_t top, int32_t* ids,
+               float* squared, int threads);
 
 // Relative error of squared_distances.
 inline double distance_error(int64_t width) { return double((width + 63) / 64 + 10) * 0x1p-24; }

@@ -120,6 +120,16 @@ def test_candidates_of_bfloat16_alone_would_be_wrong_and_rows_are_searched_again
     assert found.repeated > 5
 
 
+def test_rows_with_more_near_ties_than_candidates_go_through_all_centers(backend: str) -> None:
+    points, centers = near_ties(10, 6000, 24)
+    points[:5] = -points[:5] * 50
+    found = CenterIndex(centers, backend=backend).nearest(points, 4)
+    ids, squared = all_distances(points, centers, 4)
+    assert torch.equal(found.ids, ids)
+    assert torch.equal(found.squared, squared)
+    assert found.repeated > 0 or backend == "fp32"
+
+
 def test_a_point_gets_the_same_bits_in_every_block(backend: str) -> None:
     points, centers = random(150, 400, 90)
     index = CenterIndex(centers, backend=backend)
