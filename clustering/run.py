@@ -16,14 +16,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from clustering.assign import label_store, nearest
-from clustering.features import Skipped, extract
+from clustering.features import PassSettings, Skipped, extract
 from clustering.kmeans import check_clusters, kmeans
 from clustering.quality import quality
 from clustering.teachers import open_teacher
@@ -71,9 +71,12 @@ def _features(job: Clustering, reader: ShardReader, say: Callable[[str], None]) 
     stamp = _stamp(manifest=file_sha256(job.shards / MANIFEST), teacher=teacher.name)
 
     def make() -> str:
-        made = extract(reader, teacher, job.out / "features", job.config.workers, say)
-        _write_skipped(job.out / SKIPPED, made.skipped)
-        return f"{len(made.store.keys)} samples, {len(made.skipped)} skipped"
+        config = job.config
+        settings = PassSettings(config.workers, config.batch, config.part_samples)
+        made = extract(reader, teacher, job.out / "features", settings, say=say)
+        assert made is not None, "one task makes all parts"
+        _write_skipped(job.out / SKIPPED, made.skipped())
+        return f"{len(made.store)} samples, {made.skipped_count} skipped"
 
     _stage(job.out, "features", stamp, [job.out / "features" / STORE, job.out / SKIPPED], make, say)
     return stamp
@@ -149,7 +152,7 @@ def _stamp(**inputs: Any) -> str:
     return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _write_skipped(path: Path, skipped: list[Skipped]) -> None:
+def _write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     with atomic_open(path, "w") as handle:
         for entry in skipped:
             handle.write(json.dumps(asdict(entry)) + "\n")
