@@ -14,7 +14,8 @@ Errors: ConfigError on clips of fewer than 16 frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -38,8 +39,10 @@ HISTOGRAM, ORIENTATIONS = 8, 8
 class DescriptorTeacher:
     """Teacher of the demo; ``name`` says what it is wherever its labels go."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, threads: int = 1) -> None:
         self.kind: Kind = kind
+        self.threads = threads
+        self.arrays: Mapping[str, Array] = {}
         self.name = f"{NAME}:{kind}"
         frames = SLOW_FRAMES if kind == "video" else 1
         self.width = len(self._one(np.zeros((frames, SIDE, SIDE, 3), dtype=np.uint8)))
@@ -55,7 +58,8 @@ class DescriptorTeacher:
         return None
 
     def features(self, samples: Sequence[Frames]) -> Features:
-        return np.stack([self._one(frames) for frames in samples])
+        with ThreadPoolExecutor(self.threads) as pool:  # numpy releases the GIL
+            return np.stack(list(pool.map(self._one, samples)))
 
     def _one(self, frames: Frames) -> Array:
         return image_descriptor(frames[0]) if self.kind != "video" else video_descriptor(frames)

@@ -21,7 +21,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -33,7 +33,7 @@ import torch
 from clustering.approximate import ApproximateSearch, tune
 from clustering.assign import Labelling, label_all, store_labels
 from clustering.centers import CenterJob, make_centers
-from clustering.features import Skipped, extract
+from clustering.features import PassSettings, Skipped, extract, finish
 from clustering.kmeans.array_file import ArrayFile
 from clustering.neighbours import Layout, Neighbours, make_layout
 from clustering.points import Points
@@ -53,7 +53,7 @@ from ovtrain.schema.manifest import MANIFEST
 from ovtrain.schema.sample import key_hash
 
 SETTINGS, STAGES, CONVERGENCE = "settings.json", "stages.json", "convergence.jsonl"
-QUALITY, SKIPPED = "quality.json", "skipped.jsonl"
+QUALITY, SKIPPED, SURVEY = "quality.json", "skipped.jsonl", "survey.npz"
 STAGE_NAMES = ("features", "centers", "labels")
 OF_CENTERS = (
     *("clusters", "engine", "spherical", "start", "restarts", "iterations", "tolerance"),
@@ -105,15 +105,24 @@ class Run:
         return _stamp(manifest=file_sha256(self.job.shards / MANIFEST), teacher=teacher.name)
 
     def features(self) -> None:
-        def make() -> str:
-            teacher = open_teacher(self.config, self.reader.manifest.kind)
-            folder = self.out / "features"
-            made = extract(self.reader, teacher, folder, self.config.workers, self.say)
-            _write_skipped(self.out / SKIPPED, made.skipped)
-            return f"{len(made.store.keys)} samples, {len(made.skipped)} skipped"
-
         outputs = [self.out / "features" / STORE, self.out / SKIPPED]
-        self._stage("features", self.feature_stamp, outputs, make)
+        self._stage("features", self.feature_stamp, outputs, self._extract)
+
+    def _extract(self) -> str:
+        """This rank's parts, or those of its task of an array; what is said where all are there."""
+        config, folder = self.config, self.out / "features"
+        teacher = open_teacher(config, self.reader.manifest.kind)
+        settings = PassSettings(config.workers, config.batch, config.part_samples)
+        task, tasks = self.job.task or (self.world.rank, self.world.size)
+        extract(self.reader, teacher, folder, settings, task=task, tasks=tasks, say=self.say)
+        barrier(self.world.group)
+        if not self.world.is_main:
+            return ""
+        made = finish(self.reader, teacher, folder, settings)
+        if made is None:
+            return ""
+        _write_skipped(self.out / SKIPPED, made.skipped())
+        return f"{len(made.store):,} samples, {made.skipped_count:,} skipped"
 
     # -- centers
 
@@ -124,7 +133,7 @@ class Run:
 
     @cached_property
     def surveyed(self) -> Survey:
-        path = self.out / "features" / "survey.npz"
+        path = self.out / SURVEY
         return survey(self.store, self.world, path, self.say)
 
     def bad_rows(self) -> Any:
@@ -245,7 +254,8 @@ class Run:
     # -- stages
 
     def _stage(self, name: str, stamp: str, outputs: list[Path], make: Callable[[], str]) -> None:
-        """Run ``make`` unless ``stages.json`` says that the outputs are of these inputs."""
+        """Run ``make`` unless ``stages.json`` says that the outputs are of these inputs. What it says
+        on the first rank is told; nothing, where others have still to do their share."""
         path = self.out / STAGES
         stamps = _read_stamps(path)
         same = stamps.get(name) == stamp and all(output.is_file() for output in outputs)
@@ -256,6 +266,9 @@ class Run:
             write_json(path, stamps)  # a stage cut short must not pass for its former self
         start = time.monotonic()
         said = make()
+        if self.world.is_main and not said:
+            self.say(f"{name}: other tasks are not done yet")
+            return
         if self.world.is_main:
             write_json(path, {**stamps, name: stamp})
         barrier(self.world.group)
@@ -306,7 +319,7 @@ def _stamp(**inputs: Any) -> str:
     return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _write_skipped(path: Path, skipped: list[Skipped]) -> None:
+def _write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     with atomic_open(path, "w") as handle:
         for entry in skipped:
             handle.write(json.dumps(asdict(entry)) + "\n")

@@ -4,10 +4,12 @@ A folder with ``store.json`` and, for each part (a run of samples in shard order
 
     part-00000.npy        (n, F) float16
     part-00000.keys.npy   (n,) uint64, hashes of the sample keys
-    part-00000.json       {"name", "samples", "width", "sha256": {file: hex}}, written last
+    part-00000.json       {"name", "samples", "width", "sha256": {file: hex}, "stamp", "skipped"},
+                          written last
 
-``store.json`` lists the parts; it is written when all of them are there, so that a store is whole
-or absent. Rows are read with ``pread`` into memory of the caller's, never mapped: a process holds
+``store.json`` lists the parts, and the checksums of other files that belong to the features (a
+teacher's random projection); it is written when all of them are there, so that a store is whole or
+absent. Rows are read with ``pread`` into memory of the caller's, never mapped: a process holds
 what it asked for, whatever the size of the files.
 
 S samples, F teacher width.
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import resource
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -36,6 +39,8 @@ from ovtrain.schema.labels import STORE, describe, read_description
 KIND, VERSION = "features", 2
 HALF = np.dtype("<f2")
 FIX = "make the features again with `ovtrain cluster`"
+SPARE_FILES = 256
+"""Files that a process may want to open beside a store's parts."""
 
 Rows = npt.NDArray[np.float16]
 Keys = npt.NDArray[np.uint64]
@@ -43,12 +48,15 @@ Keys = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Part:
-    """``sha256``: hex digests of its two arrays' files, by file name."""
+    """``sha256``: hex digests of its two arrays' files, by file name; ``stamp``: what it was made
+    of, in its writer's words; ``skipped``: samples that gave no feature."""
 
     name: str
     samples: int
     width: int
     sha256: dict[str, str]
+    stamp: str = ""
+    skipped: int = 0
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Part | None:
@@ -61,24 +69,47 @@ class Part:
         except (ValueError, TypeError) as error:
             raise LabelError(str(path), f"not a part's description ({error})", fix=FIX) from error
 
+    def is_there(self, folder: Path) -> bool:
+        """Whether both arrays have the form that is said here. Their bytes are ``verify``'s to
+        read."""
+        try:
+            _File(folder / f"{self.name}.npy", self.samples, self.width).close()
+            keys = np.load(folder / f"{self.name}.keys.npy", mmap_mode="r", allow_pickle=False)
+        except (LabelError, *NOT_AN_ARRAY):
+            return False
+        return keys.shape == (self.samples,) and keys.dtype == np.uint64
 
-def write_part(folder: Path, name: str, features: Rows, keys: Keys) -> Part:
-    """One part, its description last."""
+
+def write_part(
+    folder: Path, name: str, features: Rows, keys: Keys, *, stamp: str = "", skipped: int = 0
+) -> Part:
+    """One part, its description last: one that was there before goes first, so that no arrays are
+    ever described by the words of others."""
+    (folder / f"{name}.json").unlink(missing_ok=True)
     files = {f"{name}.npy": features.astype(HALF, copy=False), f"{name}.keys.npy": keys}
     for file, array in files.items():
         with atomic_open(folder / file) as handle:
             np.save(handle, array)
     samples, width = features.shape
-    part = Part(name, samples, width, {file: file_sha256(folder / file) for file in files})
+    digests = {file: file_sha256(folder / file) for file in files}
+    part = Part(name, samples, width, digests, stamp, skipped)
     write_json(folder / f"{name}.json", asdict(part))
     return part
 
 
-def write_store(folder: Path, parts: Sequence[Part], teacher: str, fingerprint: str) -> None:
-    """``store.json`` of parts that are all there."""
+def write_store(
+    folder: Path,
+    parts: Sequence[Part],
+    teacher: str,
+    fingerprint: str,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """``store.json`` of parts that are all there. ``files``: hex digests of other files in the
+    folder that belong to the features, by name."""
     widths = {part.width for part in parts}
     assert len(widths) == 1, widths
-    about = {"width": widths.pop(), "teacher": teacher, "fingerprint": fingerprint}
+    about: dict[str, Any] = {"width": widths.pop(), "teacher": teacher, "fingerprint": fingerprint}
+    about["files"] = dict(files or {})
     samples = sum(part.samples for part in parts)
     describe(folder, KIND, VERSION, samples=samples, parts=[asdict(p) for p in parts], **about)
 
@@ -130,6 +161,7 @@ class FeatureStore:
             self.parts = [Part(**part) for part in about["parts"]]
             self.width, self.samples = int(about["width"]), int(about["samples"])
             self.teacher, self.fingerprint = str(about["teacher"]), str(about["fingerprint"])
+            self.files = dict(about["files"])
         except (KeyError, TypeError, ValueError) as error:
             raise LabelError(str(self.folder / STORE), f"incomplete ({error})", fix=FIX) from error
         counts = [part.samples for part in self.parts]
@@ -137,6 +169,7 @@ class FeatureStore:
         if self.samples != self.starts[-1]:
             found = f"{self.samples} samples, {self.starts[-1]} in its parts"
             raise LabelError(str(self.folder / STORE), found, fix=FIX)
+        _allow_files(len(self.parts))
         self._files = [
             _File(self.folder / f"{p.name}.npy", p.samples, self.width) for p in self.parts
         ]
@@ -212,6 +245,16 @@ class FeatureStore:
                 raise LabelError(str(path), "missing or damaged: its checksum is another", fix=FIX)
 
     def _checksums(self) -> Iterable[tuple[Path, str]]:
-        for part in self.parts:
-            for file, digest in part.sha256.items():
+        for files in (self.files, *(part.sha256 for part in self.parts)):
+            for file, digest in files.items():
                 yield self.folder / file, digest
+
+
+def _allow_files(count: int) -> None:
+    """Let this process open ``count`` files and some more, as far as the system permits: often the
+    soft limit is 1,024, and a store of 100 million samples has more parts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

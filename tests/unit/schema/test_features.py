@@ -1,3 +1,5 @@
+import resource
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +92,62 @@ def test_a_store_that_an_older_version_wrote_is_refused(tmp_path: Path):
     (tmp_path / "store.json").write_text('{"version": 1, "kind": "features", "samples": 2}')
     with pytest.raises(LabelError, match="version=1; allowed: kind=features version=2"):
         FeatureStore(tmp_path)
+
+
+def test_a_part_is_not_there_when_a_file_of_it_is_cut_or_of_another_form(tmp_path: Path):
+    parted(tmp_path, [3, 0])
+    part, empty = FeatureStore(tmp_path).parts
+    assert part.is_there(tmp_path)
+    assert empty.is_there(tmp_path)
+    np.save(tmp_path / "part-00000.keys.npy", np.arange(3))  # int64
+    assert not part.is_there(tmp_path)
+    np.save(tmp_path / "part-00000.keys.npy", np.arange(3, dtype=np.uint64))
+    assert part.is_there(tmp_path)
+    (tmp_path / "part-00000.npy").write_bytes((tmp_path / "part-00000.npy").read_bytes()[:-1])
+    assert not part.is_there(tmp_path)
+
+
+def test_a_part_keeps_its_writers_stamp_and_what_was_skipped(tmp_path: Path):
+    rows, keys = np.ones((2, 3), np.float16), np.arange(2, dtype=np.uint64)
+    written = write_part(tmp_path, "part-00000", rows, keys, stamp="of this", skipped=4)
+    assert Part.read(tmp_path, "part-00000") == written
+    assert (written.stamp, written.skipped) == ("of this", 4)
+
+
+def test_a_part_that_is_replaced_is_not_described_by_the_old_words(tmp_path: Path, monkeypatch):
+    parted(tmp_path, [2])
+
+    def die(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", die)
+    rows, keys = np.ones((2, 5), np.float16), np.arange(2, dtype=np.uint64)
+    with pytest.raises(KeyboardInterrupt):
+        write_part(tmp_path, "part-00000", rows, keys)
+    assert Part.read(tmp_path, "part-00000") is None
+
+
+def test_verify_reads_the_files_beside_the_parts(tmp_path: Path):
+    parted(tmp_path, [2])
+    (tmp_path / "table.npy").write_bytes(b"table")
+    digest = sha256(b"table").hexdigest()
+    parts = FeatureStore(tmp_path).parts
+    write_store(tmp_path, parts, "teacher", "print", {"table.npy": digest})
+    store = FeatureStore(tmp_path)
+    store.verify()
+    assert store.files == {"table.npy": digest}
+    (tmp_path / "table.npy").unlink()
+    with pytest.raises(LabelError, match=r"table\.npy: missing"):
+        store.verify()
+
+
+def test_a_store_of_more_parts_than_files_may_be_open_is_read(tmp_path: Path):
+    features = parted(tmp_path, [1] * 80)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        store = FeatureStore(tmp_path)
+        assert np.array_equal(store.array(), features)
+        store.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
