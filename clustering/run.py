@@ -163,7 +163,7 @@ class Run:
             if self.world.is_main:
                 CentroidStore.adopt(made.centers, self.out / "centroids", self.store.teacher)
                 with atomic_open(self.out / CONVERGENCE, "w") as handle:
-                    handle.writelines(json.dumps(row) + "\n" for row in made.rows)
+                    handle.writelines(json.dumps(row, sort_keys=True) + "\n" for row in made.rows)
                 shutil.rmtree(folder)
             mean = made.objective / points.usable
             return f"{self.config.clusters:,} centers, mean squared distance {mean:.6g}"
@@ -254,8 +254,8 @@ class Run:
     # -- stages
 
     def _stage(self, name: str, stamp: str, outputs: list[Path], make: Callable[[], str]) -> None:
-        """Run ``make`` unless ``stages.json`` says that the outputs are of these inputs. What it says
-        on the first rank is told; nothing, where others have still to do their share."""
+        """Run ``make`` unless ``stages.json`` says that the outputs are of these inputs. Its words on
+        the first rank are told; none, where others have still to do their share."""
         path = self.out / STAGES
         stamps = _read_stamps(path)
         same = stamps.get(name) == stamp and all(output.is_file() for output in outputs)

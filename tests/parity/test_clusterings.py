@@ -1,0 +1,115 @@
+"""A clustering is the same on any number of ranks, in any grid of them, and after any interruption:
+not nearly, but to the bit, since sums are of integers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovtrain.schema.features import FeatureStore, write_part, write_store
+from tests.helpers.world import environment, succeed, torchrun, torchrun_command
+from tests.unit.clustering.reference import blobs
+
+JOB = str(Path(__file__).with_name("cluster_job.py"))
+FLAT = {"clusters": 50, "iterations": 6, "top": 3}
+SETTINGS = {
+    "flat": FLAT,
+    "sphere": {**FLAT, "spherical": True, "start": "kmeans++"},
+    "repaired": {**FLAT, "clusters": 300, "largest": 3.0, "bad": "skip"},
+    "cells": {
+        **FLAT,
+        "coarse": 6,
+        "memory_gib": 2.0,
+    },  # memory says how many points of a cell count
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """Many equal points among others, in parts of uneven sizes."""
+    folder = tmp_path_factory.mktemp("store")
+    x = np.concatenate([blobs(samples=2200), np.repeat(blobs(samples=10, seed=1), 80, axis=0)])
+    x = np.random.default_rng(0).permutation(x)
+    edges = [0, 7, 1400, 1400, len(x)]
+    parts = [
+        write_part(folder, f"part-{i:05d}", x[a:b], np.arange(a, b, dtype=np.uint64))
+        for i, (a, b) in enumerate(pairwise(edges))
+    ]
+    write_store(folder, parts, "teacher", "print")
+    return folder
+
+
+def listed(shards: int, **more) -> str:
+    return json.dumps(
+        [{"name": name, "center_shards": shards, **more, **s} for name, s in SETTINGS.items()]
+    )
+
+
+def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in SETTINGS}
+
+
+@pytest.fixture(scope="module")
+def alone(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    succeed(torchrun(1, JOB, str(store), str(folder), listed(1)))
+    return read(folder)
+
+
+def same(one, other) -> None:
+    for name in SETTINGS:
+        for key in ("centers", "ids", "squared"):
+            assert np.array_equal(one[name][key], other[name][key]), (name, key)
+        assert one[name]["objective"] == pytest.approx(other[name]["objective"], rel=1e-12)
+
+
+def test_two_ranks_divide_the_samples(store, alone, tmp_path):
+    succeed(torchrun(2, JOB, str(store), str(tmp_path), listed(1)))
+    same(alone, read(tmp_path))
+
+
+def test_four_ranks_divide_samples_and_centers_and_take_centers_in_turn(store, alone, tmp_path):
+    succeed(torchrun(4, JOB, str(store), str(tmp_path), listed(2, memory_gib=1e-5)))
+    same(alone, read(tmp_path))
+
+
+def test_the_settings_reach_what_they_are_for(alone, store):
+    x = FeatureStore(store).array().astype(np.float64)
+    for name, settings in SETTINGS.items():
+        owner = alone[name]["ids"][:, 0]
+        assert len(np.unique(owner)) == settings["clusters"], name
+        if name != "sphere":
+            squared = ((x - alone[name]["centers"][owner]) ** 2).sum(axis=1)
+            assert alone[name]["objective"][-1] == pytest.approx(squared.sum(), rel=1e-6)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_moments_and_resumed_nothing_differs(store, alone, tmp_path, processes):
+    """SIGKILL of everything, at twelve moments between the first file and the end."""
+    command = torchrun_command(processes, JOB, str(store), str(tmp_path), listed(1))
+    rng, hit = random.Random(processes), 0
+    for _ in range(12):
+        job = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        while hit == 0 and not any(tmp_path.iterdir()) and job.poll() is None:
+            time.sleep(0.02)
+        try:
+            job.wait(rng.uniform(0, 1) if hit == 0 else rng.uniform(3, 7))
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            time.sleep(0.5)  # the ranks die with it
+            hit += 1
+    assert hit > 3
+    succeed(torchrun(processes, JOB, str(store), str(tmp_path), listed(1)))
+    same(alone, read(tmp_path))
