@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -139,12 +140,19 @@ class _NativeSearch:
         return ids, squared, _native.nearest(*self._centers, points, ids, squared, threads)
 
 
+def _triton(centers: Tensor) -> Search:
+    from ovtrain.ops.nearest_triton import TritonSearch
+
+    return TritonSearch(centers)
+
+
 def _native_runs(device_type: str) -> bool:
     return device_type == "cpu" and _native is not None and _native.nearest_runs_here()
 
 
 BACKENDS: dict[str, Callable[[Tensor], Search]] = {
     "native": _NativeSearch,
+    "triton": _triton,
     "torch": _torch,
     "fp32": _fp32,
 }
@@ -152,7 +160,11 @@ BACKENDS: dict[str, Callable[[Tensor], Search]] = {
 
 def backends(device_type: str) -> list[str]:
     """Those that run here on "cpu", "cuda", ..., the fastest first."""
-    return [name for name in BACKENDS if name != "native" or _native_runs(device_type)]
+    runs = {
+        "native": _native_runs(device_type),
+        "triton": device_type == "cuda" and find_spec("triton") is not None,
+    }
+    return [name for name in BACKENDS if runs.get(name, True)]
 
 
 @cache
