@@ -64,7 +64,8 @@ class CenterIndex:
     """Centers of one shard, ready to be searched exactly."""
 
     def __init__(self, centers: Tensor, *, backend: str | None = None) -> None:
-        """``centers`` (C, F) float32; ``backend`` one of ``BACKENDS``, None for the fastest here.
+        """``centers`` (C, F) float32, which must not change afterwards; ``backend`` one of
+        ``BACKENDS``, None for the fastest here.
 
         InputError for other centers, ConfigError for a backend that this machine cannot run.
         """
@@ -91,10 +92,8 @@ def add_rows(sums: Tensor, counts: Tensor, points: Tensor, ids: Tensor, shift: i
     int64 += 1. Ids outside 0..C-1 are skipped: they are another shard's. Integer sums are exact and
     the same in any order; |points| * 2^shift and their sums must stay below 2^63."""
     if _native_runs(points.device.type):
-        counted = ids.long().contiguous()
-        _native.add_rows(
-            sums, counts, points.contiguous(), counted, 2.0**shift, torch.get_num_threads()
-        )
+        points, ids, threads = points.contiguous(), ids.long().contiguous(), torch.get_num_threads()
+        _native.add_rows(sums, counts, points, ids, 2.0**shift, threads)
     else:
         _add_rows(sums, counts, points, ids, shift)
 

@@ -141,7 +141,7 @@ def _best_of_groups(
     group = tl.program_id(1) * (COLUMNS // GROUP) + tl.arange(0, COLUMNS // GROUP)
     inside = (row < count)[:, None] & (group < groups)[None, :]
     at = out + row[:, None] * 3 * groups + group[None, :]
-    for rank in tl.static_range(3):
+    for rank in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
         best = tl.max(codes, 2)
         tl.store(at + rank * groups, best, inside)
         codes = tl.where(codes == best[:, :, None], -0x80000000, codes)
