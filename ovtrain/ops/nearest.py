@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +64,8 @@ class CenterIndex:
     """Centers of one shard, ready to be searched exactly."""
 
     def __init__(self, centers: Tensor, *, backend: str | None = None) -> None:
-        """``centers`` (C, F) float32; ``backend`` one of ``BACKENDS``, None for the fastest here.
+        """``centers`` (C, F) float32, which must not change afterwards; ``backend`` one of
+        ``BACKENDS``, None for the fastest here.
 
         InputError for other centers, ConfigError for a backend that this machine cannot run.
         """
@@ -90,10 +92,8 @@ def add_rows(sums: Tensor, counts: Tensor, points: Tensor, ids: Tensor, shift: i
     int64 += 1. Ids outside 0..C-1 are skipped: they are another shard's. Integer sums are exact and
     the same in any order; |points| * 2^shift and their sums must stay below 2^63."""
     if _native_runs(points.device.type):
-        counted = ids.long().contiguous()
-        _native.add_rows(
-            sums, counts, points.contiguous(), counted, 2.0**shift, torch.get_num_threads()
-        )
+        points, ids, threads = points.contiguous(), ids.long().contiguous(), torch.get_num_threads()
+        _native.add_rows(sums, counts, points, ids, 2.0**shift, threads)
     else:
         _add_rows(sums, counts, points, ids, shift)
 
@@ -139,12 +139,19 @@ class _NativeSearch:
         return ids, squared, _native.nearest(*self._centers, points, ids, squared, threads)
 
 
+def _triton(centers: Tensor) -> Search:
+    from ovtrain.ops.nearest_triton import TritonSearch
+
+    return TritonSearch(centers)
+
+
 def _native_runs(device_type: str) -> bool:
     return device_type == "cpu" and _native is not None and _native.nearest_runs_here()
 
 
 BACKENDS: dict[str, Callable[[Tensor], Search]] = {
     "native": _NativeSearch,
+    "triton": _triton,
     "torch": _torch,
     "fp32": _fp32,
 }
@@ -152,7 +159,11 @@ BACKENDS: dict[str, Callable[[Tensor], Search]] = {
 
 def backends(device_type: str) -> list[str]:
     """Those that run here on "cpu", "cuda", ..., the fastest first."""
-    return [name for name in BACKENDS if name != "native" or _native_runs(device_type)]
+    runs = {
+        "native": _native_runs(device_type),
+        "triton": device_type == "cuda" and find_spec("triton") is not None,
+    }
+    return [name for name in BACKENDS if runs.get(name, True)]
 
 
 @cache

@@ -24,17 +24,21 @@ from torch import Tensor
 
 from ovtrain.ops.matmul import products_in
 
+LARGEST = 1e37
 LANES = 64
 """Partial sums of a distance; see ``squared_distances``."""
 UNIT = 2.0**-24  # of rounding to float32
 MARGIN = 1 + 1e-6  # for sums of bounds, which are float64
-EXTRA = {torch.bfloat16: 22, torch.float32: 14}
-"""Candidates beyond the ones asked for. Of 10,000 random unit centers of width 1024 about 15 lie
-within the bfloat16 error of the tenth."""
 SCORES = {"cpu": 2**24, "cuda": 2**28}
 DIFFERENCES = {"cpu": 2**21, "cuda": 2**28}
 """How many numbers are made at a time."""
 CENTERS = 16_384  # of one product
+
+
+def candidates_for(top: int, dtype: torch.dtype) -> int:
+    """How many: of 10,000 random unit centers of width 1024, 16 lie within the error of a bfloat16
+    score of the tenth, and 24 where they lie close."""
+    return 10 + 11 * top // 5 if dtype == torch.bfloat16 else 10 + 5 * top // 4
 
 
 def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
@@ -77,6 +81,16 @@ def lowest(keys: Tensor, top: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """``ids`` (B, m); no center that is left out has a score above ``beyond`` (B,), which has lost
+    ``cut`` of its size. None where all centers are candidates."""
+
+    ids: Tensor
+    beyond: Tensor | None
+    cut: float = 0.0
+
+
+@dataclass(frozen=True)
 class Centred:
     """Centers relative to their ``mean`` (F,) for approximate scores: ``rounded`` (C, F), ``bias``
     (C,), ``longest`` = max |c| and ``off`` = max |c - rounded|."""
@@ -104,9 +118,10 @@ class Centred:
             float(off.max()) + longest * UNIT,  # centred is rounded itself
         )
 
-    def errors(self, length: Tensor, off: Tensor) -> Tensor:
-        """Bounds (B,) of the errors of scores of points with |x| = ``length``, |x - xb| = ``off``.
-        Sums of tensor cores are cut, not rounded, which the factor of 4 covers."""
+    def errors(self, length: Tensor, off: Tensor, cut: float) -> Tensor:
+        """Bounds (B,) of the errors of scores of points with |x| = ``length``, |x - xb| = ``off``;
+        scores have lost ``cut`` of their size. Sums of tensor cores are cut, not rounded, which the
+        factor of 4 covers. Infinite where products may leave float32."""
         width = self.rounded.shape[1]
         most = self.longest + self.off
         rounded = length + off  # >= |xb|
@@ -114,7 +129,9 @@ class Centred:
         sums = 4 * UNIT * width * rounded * most
         bias = 4 * UNIT * self.longest**2 + 2 * UNIT * rounded * most
         tiny = width * 2.0**-120 * (1 + rounded + most)  # subnormal numbers may count as 0
-        return (operands + sums + bias + tiny) * MARGIN
+        lost = cut * (rounded + most) * most
+        bound = (operands + sums + bias + tiny + lost) * MARGIN
+        return bound.masked_fill((rounded + most).square() > LARGEST, torch.inf)
 
     def scores(self, points: Tensor, centers: slice) -> Tensor:
         rounded = self.rounded[centers]
@@ -174,34 +191,33 @@ class TorchSearch:
         """keys (B, top) and whether each row is certain."""
         x = points - centred.mean
         rounded = x.to(centred.rounded.dtype)
-        count = min(top + EXTRA[rounded.dtype], len(self.centers))
-        score, ids = self._best(centred, rounded, count)
-        keys = lowest(self._ranked(points, ids), top)
-        if count == len(self.centers):
+        count = min(candidates_for(top, rounded.dtype), len(self.centers))
+        found = self._best(centred, rounded, count)
+        keys = lowest(self._ranked(points, found.ids), top)
+        if found.beyond is None:
             return keys, keys.new_ones(len(keys), dtype=torch.bool)
         length = norms(x)
-        errors = centred.errors(length, norms(x - rounded.float()))
-        least = length.square() * (1 - 8 * UNIT) - 2 * (score[:, -1].double() + errors)
+        errors = centred.errors(length, norms(x - rounded.float()), found.cut)
+        least = length.square() * (1 - 8 * UNIT) - 2 * (found.beyond.double() + errors)
         _, squared = from_keys(keys[:, -1])
         error = distance_error(points.shape[1])
         tiny = points.shape[1] * 2.0**-148
         return keys, least > squared.double() * (1 + 3 * error) + tiny
 
-    def _best(self, centred: Centred, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The ``count`` best scores, falling, and their ids."""
-        score, ids = None, None
+    def _best(self, centred: Centred, points: Tensor, count: int) -> Candidates:
+        """The ``count`` centers of the best scores."""
+        score, ids = points.new_empty(len(points), 0, dtype=torch.float32), None
         for first in range(0, len(self.centers), CENTERS):
             block = centred.scores(points, slice(first, first + CENTERS))
             best, at = block.topk(min(count, block.shape[1]), dim=1)
             at = at + first
-            if score is not None and ids is not None:
+            if ids is not None:
                 best, at = torch.cat([score, best], 1), torch.cat([ids, at], 1)
                 best, order = best.topk(min(count, best.shape[1]), dim=1)
                 at = at.gather(1, order)
             score, ids = best, at
-        assert score is not None
         assert ids is not None
-        return score, ids
+        return Candidates(ids, score[:, -1] if count < len(self.centers) else None)
 
     def _ranked(self, points: Tensor, ids: Tensor) -> Tensor:
         """Keys of candidates ``ids`` (B, m)."""

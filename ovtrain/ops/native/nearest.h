@@ -68,5 +68,5 @@ int64_t search(const Centers& centers, Points points, int64_t count, int64_t top
                float* squared, int threads);
 
 // Relative error of squared_distances.
-inline double distance_error(int64_t width) { return double((width + 63) / 64 + 10) * 0x1p-24; }
-inline double smallest_error(int64_t width) { return double(width) * 0x1p-148; }
+static inline double distance_error(int64_t width) { return double((width + 63) / 64 + 10) * 0x1p-24; }
+static inline double smallest_error(int64_t width) { return double(width) * 0x1p-148; }

@@ -13,11 +13,11 @@
 
 namespace {
 
-constexpr int64_t TILE = 6;      // points of a tile: with them 24 sums
-constexpr int64_t DEPTH = 128;   // pairs of columns multiplied at a time: a panel's stay in L1
-constexpr int64_t ROWS = 192;    // points of a block of width 1024: in bfloat16 they stay in L2
-constexpr int64_t FRESH = 48;    // candidates that come in before the bar is raised again
-constexpr int64_t ROOM = 2048;   // for candidates; memory that none come to is never touched
+constexpr int64_t TILE = 6;       // points of a tile: with them 24 sums
+constexpr int64_t DEPTH = 128;    // pairs of columns multiplied at a time: a panel's stay in L1
+constexpr int64_t ROWS = 192;     // points of a block of width 1024: in bfloat16 they stay in L2
+constexpr int64_t FRESH = 48;     // candidates that come in before the bar is raised again
+constexpr int64_t ROOM = 2048;    // for candidates; memory that none come to is never touched
 constexpr int64_t HALVINGS = 12;  // to find the bar
 constexpr double MARGIN = 1 + 1e-6;
 
@@ -127,8 +127,8 @@ __attribute__((noinline)) void take(Block& b, int64_t r, const __m512* sum, uint
     if (n > b.limit[r]) raise(b, r);
 }
 
-// Scores of TILE points and a panel over some pairs of columns, on top of `partial` unless they are
-// the first; they go there or, the last, to the candidates.
+// Scores of TILE points and a panel over some pairs of columns, plus `partial` unless they are the
+// first; they go there or, the last, to the candidates.
 INLINE void multiply(const Centers& c, Block& b, int64_t tile, int64_t panel, int64_t from,
                      int64_t to) {
     const int64_t pairs = pairs_of(c.width);
@@ -137,8 +137,7 @@ INLINE void multiply(const Centers& c, Block& b, int64_t tile, int64_t panel, in
     float* const partial = b.partial + tile * TILE * PANEL;
     __m512 sum[TILE][4];
     for (int m = 0; m < TILE; ++m)
-        for (int v = 0; v < 4; ++v)
-            sum[m][v] = _mm512_setzero_ps();
+        for (int v = 0; v < 4; ++v) sum[m][v] = _mm512_setzero_ps();
     for (int64_t k = from; k < to; ++k, left += TILE, right += PANEL) {
         __m512bh center[4];
         for (int v = 0; v < 4; ++v) center[v] = (__m512bh)_mm512_loadu_si512(right + 16 * v);
@@ -192,6 +191,7 @@ int64_t block_rows(int64_t width) {
 }
 
 int64_t candidate_room(int64_t top) { return 2 * top + ROOM; }
+
 int64_t lay_out(Block& b, int64_t width, void* scratch) {
     Arena arena{reinterpret_cast<uintptr_t>(scratch), reinterpret_cast<uintptr_t>(scratch)};
     const int64_t rows = tiles_of(b.rows) * TILE, stride = b.room + PANEL;

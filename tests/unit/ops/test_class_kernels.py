@@ -4,7 +4,6 @@ one, else in triton's interpreter, and that they compile for one.
 B samples, T rows of a tile, C local rows, S drawn ones, D width.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ovtrain.ops.class_kernels import (
     Tile,
     TorchKernels,
 )
+from tests.helpers.triton_programs import fresh_module, interpret, ptx
 
 if os.environ.get("CI"):  # there, its absence is a failure
     import triton
@@ -41,13 +41,7 @@ RULE = RowRule(beta1=0.9, keep2=0.99, take2=0.01, eps=1e-8)
 
 
 def fresh_kernels() -> Kernels:
-    """Made anew: ``triton.jit`` looks at TRITON_INTERPRET once, when the module is read."""
-    spec = importlib.util.find_spec("ovtrain.ops.class_triton")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TritonKernels()
+    return fresh_module("ovtrain.ops.class_triton").TritonKernels()
 
 
 @pytest.fixture(params=["native", "triton"])
@@ -57,12 +51,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             pytest.skip("the extension is not built, or tensors are on a GPU")
         return NativeKernels()
     if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        # Functions in triton's own language, which only its first import can make interpreted ones;
-        # tl.reduce is built in.
-        for name, combine in (("sum", "_sum_combine"), ("max", "_elementwise_max")):
-            pair = getattr(tl.standard, combine)
-            monkeypatch.setattr(tl, name, lambda x, axis, pair=pair: tl.reduce(x, axis, pair))
+        interpret(monkeypatch)
     return fresh_kernels()
 
 
@@ -150,23 +139,6 @@ def call_row_kernels(kernels: Kernels, rows: Tensor, out: Tensor) -> None:
     kernels.unit_rows(rows, index, out, some)
     kernels.pull(rows, index, some, torch.arange(B + 1), torch.empty(B, rows.shape[1]))
     kernels.tangent(rows[:S], out, some, some)
-
-
-def ptx(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> str:
-    """What ``kernel`` becomes on an H100 for a launch with ``args``."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    given = dict(zip(kernel.arg_names, args, strict=False))
-    constants = {name: value for name, value in given.items() if value is None}
-    constants |= {name: options.pop(name) for name in ("BLOCK", "PER_ROW") if name in options}
-    signature = dict.fromkeys(constants, "constexpr")
-    for parameter in kernel.params:
-        if parameter.name not in constants:
-            kind = triton.runtime.jit.mangle_type(given[parameter.name])
-            signature[parameter.name] = parameter.annotation_type or kind
-    source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
 
 
 @pytest.mark.parametrize("width", [48, 96])
