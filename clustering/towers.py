@@ -69,6 +69,7 @@ def load_tower(folder: Path) -> Tower:
             "teacher=clip", "transformers is not installed", fix="pip install ovtrain[hf]"
         ) from error
     transformers.logging.set_verbosity_error()  # it lists a text tower's weights as unexpected
+    transformers.logging.disable_progress_bar()
     if (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / CONFIG).is_file():
         model, preprocess, files = read_open_clip(folder)
         return _tower(folder, model, CLIP, preprocess, files)

@@ -3,8 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from clustering.clip import ClipTeacher
+from clustering.frames import join_frames
 from clustering.teachers import open_teacher, uniform_indices
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.schema.errors import ConfigError
@@ -27,9 +29,15 @@ def folder(tmp_path_factory):
     )
     transformers.set_seed(0)
     transformers.CLIPModel(config).save_pretrained(out)
-    stats = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
-    (out / "preprocessor_config.json").write_text(json.dumps(stats))
+    processor(transformers.CLIPImageProcessorPil).save_pretrained(out)
     return out
+
+
+def processor(kind, **settings):
+    """Of no defaults: its numbers are its own."""
+    stats = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
+    crop = {"crop_size": {"height": SIZE, "width": SIZE}}
+    return kind(**{**stats, **crop, "size": {"shortest_edge": SIZE}, **settings})
 
 
 @pytest.fixture
@@ -72,6 +80,47 @@ def test_name_changes_with_the_weights(folder, copy):
     raw[-3] ^= 1
     weights.write_bytes(raw)
     assert ClipTeacher(copy, "image").name != before
+
+
+def test_name_changes_with_the_preprocessing_the_frames_and_what_is_kept(folder, copy):
+    processor(transformers.CLIPImageProcessorPil, resample=2).save_pretrained(copy)
+    teachers = [ClipTeacher(copy, "image"), ClipTeacher(folder, "image")]
+    teachers += [ClipTeacher(folder, "video", 2), ClipTeacher(folder, "video", 3)]
+    teachers += [ClipTeacher(folder, "video", 2, 8)]
+    names = {teacher.name.partition(":")[2].partition(":")[2] for teacher in teachers}
+    assert len(names) == 5  # without the folder's name
+
+
+def test_of_each_frame_the_first_numbers_are_kept(folder):
+    whole, kept = ClipTeacher(folder, "video", 2), ClipTeacher(folder, "video", 2, 6)
+    frames = np.stack(list(clip(2)))
+    every = ClipTeacher(folder, "image").features([frame[None] for frame in frames])[:, :6]
+    each = every / np.linalg.norm(every, axis=1, keepdims=True)
+    assert (whole.width, kept.width) == (2 * WIDTH, 12)
+    assert kept.features([frames])[0] == pytest.approx(each.ravel() / 2**0.5, abs=1e-5)
+    assert ClipTeacher(folder, "image", 2, 6).width == WIDTH  # an image is kept whole
+
+
+def test_more_numbers_than_a_frame_has_are_an_error_that_names_both(folder):
+    config = ClusterConfig(teacher="clip", teacher_dir=str(folder), frame_dims=512)
+    with pytest.raises(ConfigError, match=r"frame_dims=512: embeddings of .* are 16 wide"):
+        open_teacher(config, "video")
+
+
+def test_a_frame_without_direction_is_zero_and_not_nan():
+    embedded = torch.zeros(2, 2, 4)
+    embedded[0, 1, 0] = 3.0
+    joined = join_frames(embedded, 4)
+    assert joined[0].tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert not joined[1].any()
+
+
+def test_samples_of_several_shapes_share_a_batch(folder):
+    teacher = ClipTeacher(folder, "video", 2)
+    samples = [clip(2), clip(2, 64, 30), clip(2)[::-1], clip(2, 64, 30)[::-1]]
+    together = teacher.features(samples)
+    for found, sample in zip(together, samples, strict=True):
+        assert found == pytest.approx(teacher.features([sample])[0], abs=1e-5)
 
 
 def test_config_opens_it(folder):
@@ -118,3 +167,69 @@ def test_missing_tensors_are_an_error_not_random_numbers(copy):
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"1 weights are missing, first visual_projection"):
         ClipTeacher(copy, "image")
+
+
+def test_a_part_of_the_weights_that_is_missing_is_named(copy):
+    weights = copy / "model.safetensors"
+    weights.rename(copy / "model-00001-of-00002.safetensors")
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    with pytest.raises(ConfigError, match=r"model-00002-of-00002\.safetensors: missing"):
+        ClipTeacher(copy, "image")
+
+
+def test_weights_in_parts_are_those_in_one_file(folder, tmp_path):
+    model = transformers.CLIPModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    shutil.copy(folder / "preprocessor_config.json", tmp_path)
+    found = ClipTeacher(tmp_path, "image").features([clip(1)])
+    whole = ClipTeacher(folder, "image").features([clip(1)])
+    assert found == pytest.approx(whole, abs=1e-6)  # memory is aligned otherwise
+
+
+def test_weights_of_half_precision_are_used_in_float32_on_a_cpu(folder, tmp_path):
+    transformers.CLIPModel.from_pretrained(folder).half().save_pretrained(tmp_path)
+    shutil.copy(folder / "preprocessor_config.json", tmp_path)
+    teacher = ClipTeacher(tmp_path, "image", device="cpu")
+    assert {p.dtype for p in teacher.tower.model.parameters()} == {torch.float32}
+
+
+def test_a_picture_size_that_is_not_the_towers_is_an_error(copy):
+    size = {"shortest_edge": 42}, {"height": 42, "width": 42}
+    other = processor(transformers.CLIPImageProcessorPil, size=size[0], crop_size=size[1])
+    other.save_pretrained(copy)
+    with pytest.raises(ConfigError, match=r"pictures become \(42, 42\), .* made for \(28, 28\)"):
+        ClipTeacher(copy, "image")
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip_vision_model", "metaclip_2"])
+def test_other_towers_give_the_embedding_that_transformers_gives(tmp_path, kind):
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 2, "image_size": SIZE, "patch_size": 14}
+    text = tower | {"vocab_size": 64, "max_position_embeddings": 8}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    transformers.set_seed(1)
+    if kind == "siglip_vision_model":
+        model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**tower))
+    elif kind == "siglip":
+        config = transformers.SiglipConfig(text_config=text, vision_config=tower)
+        model = transformers.SiglipModel(config)
+    else:
+        config = transformers.MetaClip2Config(
+            text_config=text, vision_config=tower | {"projection_dim": 16}, projection_dim=16
+        )
+        model = transformers.MetaClip2Model(config)
+    model.eval().save_pretrained(tmp_path)
+    size = {"height": SIZE, "width": SIZE}
+    made = processor(transformers.SiglipImageProcessorPil, size=size, crop_size=None)
+    made.save_pretrained(tmp_path)
+    picture = clip(1, SIZE, SIZE)
+    pixels = made(picture[0], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        if kind == "siglip_vision_model":
+            wanted = model(pixels).pooler_output
+        else:
+            wanted = model.get_image_features(pixels).pooler_output
+    found = ClipTeacher(tmp_path, "image").features([picture])
+    assert found == pytest.approx((wanted / wanted.norm(dim=-1, keepdim=True)).numpy(), abs=1e-5)
