@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from launch.commands.options import job_arguments, overrides, run_job
 
+ABOVE_0 = click.FloatRange(min=0, min_open=True)
 STAGES = ("features", "centers", "labels")
 
 
@@ -95,3 +98,56 @@ def report(
     given = {"--shards": shards, "--classes": classes, "--centers": count, "--page": page}
     extra = [word for name, value in given.items() if value is not None for word in (name, value)]
     return run_job("clustering.report", [out, *others, *extra])
+
+
+@cluster.command()
+@click.option("--config", help="ClusterConfig YAML, a path or a shipped name.")
+@click.option("--samples", type=click.IntRange(min=1), required=True)
+@click.option("--width", type=click.IntRange(min=1), help="Of a feature; default: the config's.")
+@click.option("--clusters", type=click.IntRange(min=1), help="Default: the config's.")
+@click.option("--top", type=click.IntRange(min=1), help="Labels per sample; default: the config's.")
+@click.option("--gpus", type=click.IntRange(min=1), required=True, help="Devices, one rank each.")
+@click.option("--gpu", required=True, help="Their kind: h200, h100, h100-pcie, a100, ..., cpu.")
+@click.option("--iterations", type=click.IntRange(min=1), help="Default: the config's.")
+@click.option("--center-shards", type=click.IntRange(min=1), help="Default: the fewest that fit.")
+@click.option("--frames", type=click.IntRange(min=1), help="Per sample; default: the config's.")
+@click.option(
+    "--teacher",
+    type=click.Choice(["vit-h-14", "vit-l-14", "vit-b-14"]),
+    default="vit-h-14",
+    show_default=True,
+    help="The teacher's size, at 224 pixels.",
+)
+@click.option("--teacher-gflops", type=ABOVE_0, help="Of a frame, instead of --teacher.")
+@click.option(
+    "--decoded-per-s", type=ABOVE_0, help="Samples that a node decodes; default: no limit."
+)
+@click.option("--tflops", type=ABOVE_0, help="Achieved by a device; default: 60 % of its peak.")
+@click.option("--memory-gb", type=ABOVE_0, help="Of a device; default: its data sheet's.")
+@click.option("--disk-gbs", type=ABOVE_0, default=5.0, show_default=True, help="GB/s a node reads.")
+@click.option(
+    "--network-gbs",
+    type=ABOVE_0,
+    default=50.0,
+    show_default=True,
+    help="GB/s that a device sends to other nodes.",
+)
+@click.option("--per-node", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Numbers instead of text.")
+@overrides
+def plan(config: str | None, overrides: tuple[str, ...], as_json: bool, **given: Any) -> int:
+    """Print what clustering costs: bytes, FLOPs, memory and time of each stage.
+
+    KEY=VALUE are of the config: restarts=3, coarse=1000, ..."""
+    from launch.cluster_plan import PlanRequest, make_plan, plan_lines, plan_object
+    from ovtrain.config.cluster import ClusterConfig
+    from ovtrain.config.load import find_config, load
+
+    resolved = load(ClusterConfig, find_config(config) if config else None, overrides)
+    asked = {name: value for name, value in given.items() if value is not None}
+    made = make_plan(PlanRequest(**asked), resolved)
+    if as_json:
+        click.echo(json.dumps(plan_object(made)))
+    else:
+        click.echo("\n".join(plan_lines(made)))
+    return 0

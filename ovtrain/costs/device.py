@@ -1,31 +1,54 @@
-"""What devices can do at most: dense bf16 TFLOP/s of their data sheets, no sparsity, for MFU."""
+"""What devices can do at most, by their data sheets: dense bf16 TFLOP/s (no sparsity), memory in
+GB, its bandwidth and that of the links between devices of a node in GB/s, both directions together
+(NVLink where there is one, else PCIe). GB: 10^9 bytes.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-PEAK_TFLOPS = {
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "GH200": 989.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "A40": 150.0,
-    "A10": 125.0,
-    "RTX 4090": 165.0,
-    "RTX 3090": 71.0,
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks of one device; the module docstring gives the units."""
+
+    tflops: float
+    memory_gb: float
+    memory_gbs: float
+    link_gbs: float
+
+
+DEVICES = {
+    "GB200": Device(2500, 186, 8000, 1800),
+    "B200": Device(2250, 180, 8000, 1800),
+    "GH200": Device(989, 96, 4000, 900),
+    "H200": Device(989, 141, 4800, 900),
+    "H100 PCIe": Device(756, 80, 2000, 128),
+    "H100 NVL": Device(835, 94, 3900, 600),
+    "H100": Device(989, 80, 3350, 900),
+    "H800": Device(989, 80, 3350, 400),
+    "A100": Device(312, 80, 2039, 600),
+    "A800": Device(312, 80, 2039, 400),
+    "L40S": Device(362, 48, 864, 64),
+    "L4": Device(121, 24, 300, 64),
+    "A40": Device(150, 48, 696, 112.5),
+    "A10": Device(125, 24, 600, 64),
+    "RTX 4090": Device(165, 24, 1008, 64),
+    "RTX 3090": Device(71, 24, 936, 112.5),
 }
-"""Words in torch's device names; the first that is found counts."""
+"""Words in torch's device names; the first that is found counts. Where there are several models,
+the larger memory of the SXM one (A100, A800: 80 GB; GH200: 96)."""
 
 
-def peak_tflops(device: str) -> float | None:
-    """Of a device name, None where it is not known."""
-    found = (p for name, p in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device))
+def find_device(name: str) -> Device | None:
+    """Of a device's name, in any case, ``-`` or ``_`` for spaces; None where it is not known."""
+    text = re.sub(r"[-_ ]+", " ", name)
+    found = (d for words, d in DEVICES.items() if re.search(rf"\b{words}\b", text, re.IGNORECASE))
     return next(found, None)
+
+
+def peak_tflops(name: str) -> float | None:
+    """Of a device's name, None where it is not known."""
+    device = find_device(name)
+    return device.tflops if device else None

@@ -60,7 +60,7 @@ def test_a_report_compares_with_others(jobs):
     assert jobs == [["clustering.report", *words]]
 
 
-@pytest.mark.parametrize("name", ["run", "report"])
+@pytest.mark.parametrize("name", ["run", "report", "plan"])
 def test_every_subcommand_has_help(name, capsys):
     assert cli.run(["cluster", name, "--help"]) == 0
     assert f"Usage: ovtrain cluster {name}" in capsys.readouterr().out
