@@ -27,14 +27,13 @@ from clustering.search import unpack_array
 from ovtrain.config.step_plan import split
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.schema.atomic import write_json
-from ovtrain.schema.errors import LabelError
-from ovtrain.schema.labels import write_labels
+from ovtrain.schema.labels import LabelBlock, write_labels
 
 SEGMENT = 2**16
 """Rows that are done or not."""
 SAVE_EVERY = 10.0
 """Seconds of work that an interruption may cost."""
-WRITTEN_AT_ONCE = 2**18
+WRITTEN_AT_ONCE, JOINED_AT_ONCE = 2**18, 2**26
 
 KEYS, DONE, STAMP = "keys.npy", "done.npy", "stamp.json"
 
@@ -131,37 +130,55 @@ def store_labels(
     keys: ArrayFile,
     classes: int,
     fingerprint: str,
-) -> None:
-    """Write the LabelStore of all ``samples`` (hashes of their keys). ``rows`` (S,): the hashes of
-    the rows of ``keys`` (S, K). A sample without a usable row owns no label.
+    at_once: int = JOINED_AT_ONCE,
+) -> dict[str, int]:
+    """Write the LabelStore of all ``samples`` (hashes of their keys); how many samples and labels
+    it holds. ``rows`` (S,): the hashes of the rows of ``keys`` (S, K). A sample without a usable
+    row owns no label. Hashes are joined a range at a time, about ``at_once`` of them.
 
     LabelError where two sample keys are equal.
     """
-    order = np.argsort(samples, kind="stable")
-    hashes = samples[order]
-    if len(hashes) > 1 and bool((hashes[1:] == hashes[:-1]).any()):
-        raise LabelError("label store", "two sample keys are equal", fix="make keys unique")
-    by_hash = np.argsort(rows, kind="stable")
-    place = np.searchsorted(rows[by_hash], hashes).clip(max=max(0, len(rows) - 1))
-    row = by_hash[place] if len(rows) else np.zeros(len(hashes), np.int64)
-    known = rows[row] == hashes if len(rows) else np.zeros(len(hashes), bool)
-    row = np.where(known & _usable(keys)[row], row, -1)
-    counts = np.where(row >= 0, keys.shape[1], 0)
-    write_labels(folder, hashes, counts, _labels(keys, row[row >= 0]), classes, fingerprint)
+    mapped = np.load(keys.path, mmap_mode="r")  # read in the order of hashes
+    parts = -(-len(samples) // at_once)
+    edges = [2**64 * i // parts for i in range(1, parts)]
+    lows = [np.uint64(0), *map(np.uint64, edges)]
+    highs = [*lows[1:], None]
+
+    def blocks() -> Iterator[LabelBlock]:
+        for low, high in zip(lows, highs, strict=True):
+            hashes = np.sort(samples[_inside(samples, low, high)])
+            own = np.flatnonzero(_inside(rows, low, high))
+            row = _row_of(hashes, rows[own], own)
+            for start in range(0, len(hashes), WRITTEN_AT_ONCE):
+                some = slice(start, start + WRITTEN_AT_ONCE)
+                yield _block(hashes[some], row[some], mapped)
+
+    return write_labels(folder, blocks(), classes, fingerprint)
 
 
-def _usable(keys: ArrayFile) -> npt.NDArray[np.bool_]:
-    starts = range(0, keys.shape[0], WRITTEN_AT_ONCE)
-    parts = [keys.read(s, min(WRITTEN_AT_ONCE, keys.shape[0] - s))[:, 0] >= 0 for s in starts]
-    return np.concatenate([np.empty(0, bool), *parts])
+def _inside(
+    hashes: npt.NDArray[np.uint64], low: np.uint64, high: np.uint64 | None
+) -> npt.NDArray[np.bool_]:
+    inside = hashes >= low
+    return inside if high is None else inside & (hashes < high)
 
 
-def _labels(
-    keys: ArrayFile, rows: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
-    """(ids, distances) of ``rows``, some at a time. The file is mapped: its rows are wanted in the
-    order of hashes, and what is mapped goes when others need the memory."""
-    mapped = np.load(keys.path, mmap_mode="r")
-    for start in range(0, len(rows), WRITTEN_AT_ONCE):
-        ids, squared = unpack_array(mapped[rows[start : start + WRITTEN_AT_ONCE]].ravel())
-        yield ids, np.sqrt(squared)
+def _row_of(
+    hashes: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Of each hash its row's number, -1 where it has none."""
+    if not len(rows):
+        return np.full(len(hashes), -1)
+    order = np.argsort(rows, kind="stable")
+    place = order[np.searchsorted(rows[order], hashes).clip(max=len(rows) - 1)]
+    return np.where(rows[place] == hashes, numbers[place], -1)
+
+
+def _block(
+    hashes: npt.NDArray[np.uint64], row: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]
+) -> LabelBlock:
+    found = np.full((len(row), keys.shape[1]), -1, np.int64)
+    found[row >= 0] = keys[row[row >= 0]]
+    usable = found[:, 0] >= 0
+    ids, squared = unpack_array(found[usable].ravel())
+    return LabelBlock(hashes, np.where(usable, keys.shape[1], 0), ids, np.sqrt(squared))

@@ -23,17 +23,12 @@ from torch import Tensor
 from clustering.points import Block, Points, block_rows
 from clustering.search import Search, open_search, pack
 from ovtrain.config.step_plan import split
+from ovtrain.costs.clustering import FOR_CENTERS, ROW_BYTES
 from ovtrain.distributed.collectives import all_gather_padded, reduce_in_place
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grid import Grid, make_grid
 from ovtrain.schema.errors import ConfigError
 
-ROW_BYTES = 24
-"""Of memory per number of a center: float32 (4), bfloat16 copies (4), sums (8), the parts of new
-centers and what products need."""
-FOR_CENTERS = 0.75
-"""Share of the memory that centers and what comes with them may take; blocks, libraries and keys
-take the rest."""
 SEGMENT = 64
 """Blocks of samples for which ranges of centers are loaded in turn."""
 

@@ -19,12 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ovtrain.costs.clustering import BLOCK_NUMBERS
+
 Half = npt.NDArray[np.float16]
 RowNumbers = npt.NDArray[np.int64]
-
-BLOCK_NUMBERS = 2**24
-"""Numbers of a block: 16,384 rows of width 1,024; 32 MiB as they are stored, twice that in
-float32."""
 
 
 class Source(Protocol):

@@ -50,7 +50,6 @@ from ovtrain.schema.errors import ConfigError, LabelError, exit_status
 from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.labels import STORE, CentroidStore, read_description
 from ovtrain.schema.manifest import MANIFEST
-from ovtrain.schema.sample import key_hash
 
 SETTINGS, STAGES, CONVERGENCE = "settings.json", "stages.json", "convergence.jsonl"
 QUALITY, SKIPPED, SURVEY = "quality.json", "skipped.jsonl", "survey.npz"
@@ -196,7 +195,7 @@ class Run:
         keys = label_all(job)
         if not self.world.is_main:
             return ""
-        hashes = key_hash(self.reader.keys)
+        hashes = self.reader.hashes
         fingerprint = self.store.fingerprint
         store_labels(self.out / "labels", hashes, self.store.keys, keys, clusters, fingerprint)
         keys.close()
@@ -254,8 +253,8 @@ class Run:
     # -- stages
 
     def _stage(self, name: str, stamp: str, outputs: list[Path], make: Callable[[], str]) -> None:
-        """Run ``make`` unless ``stages.json`` says that the outputs are of these inputs. Its words on
-        the first rank are told; none, where others have still to do their share."""
+        """Run ``make`` unless ``stages.json`` says that the outputs are of these inputs. What it
+        returns on the first rank is told: nothing, where others have still to do their share."""
         path = self.out / STAGES
         stamps = _read_stamps(path)
         same = stamps.get(name) == stamp and all(output.is_file() for output in outputs)
@@ -285,7 +284,7 @@ class Run:
 
     def _name(self, row: int) -> str:
         """Of a row of the store, as ``shard.tar/key``."""
-        at = (key_hash(self.reader.keys) == self.store.keys[row]).nonzero()[0]
+        at = (self.reader.hashes == self.store.keys[row]).nonzero()[0]
         return self.reader.name(int(at[0])) if len(at) else f"row {row}"
 
 

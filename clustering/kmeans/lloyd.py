@@ -72,14 +72,14 @@ class Lloyd:
         progress = self.state.progress
         while not progress.done:
             if progress.iteration < 0:
-                self._begin(start)
+                self.begin(start)
             while not self._converged():
-                self._iterate()
-            self._settle()
+                self.iterate()
+            self.settle()
 
     # -- one restart
 
-    def _begin(self, start: RowNumbers | None) -> None:
+    def begin(self, start: RowNumbers | None) -> None:
         config, progress = self.config, self.state.progress
         if start is None:
             seed = seed_for(config.seed, "k-means", progress.restart)
@@ -103,7 +103,8 @@ class Lloyd:
         before, now = last[0]["objective"], last[-1]["objective"]
         return len(last) == 2 and before - now < self.config.tolerance * before
 
-    def _iterate(self) -> None:
+    def iterate(self) -> None:
+        """Collective: assign all points, move all centers."""
         began, progress = time.monotonic(), self.state.progress
         slot, other = progress.slot, 1 - progress.slot
         old, new = self.state.centers(slot), self.state.centers(other)
@@ -127,7 +128,7 @@ class Lloyd:
         progress.slot = other
         self.state.save()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """No center is left empty; the result of the restart is kept if it is the best."""
         began, progress = time.monotonic(), self.state.progress
         slot, other = progress.slot, 1 - progress.slot

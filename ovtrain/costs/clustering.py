@@ -47,10 +47,13 @@ from dataclasses import dataclass
 
 from ovtrain.costs import encoder
 
-ROW_BYTES = 24
-FOR_CENTERS = 0.75
 CENTER_BYTES = {"float32": 4, "bfloat16": 2, "sums": 8, "other": 10}
+ROW_BYTES = sum(CENTER_BYTES.values())
+FOR_CENTERS = 0.75
+"""Share of the memory that centers and what comes with them may take; blocks, libraries and keys
+take the rest."""
 BLOCK_NUMBERS = 2**24
+"""Numbers of a block of points: 16,384 rows of width 1,024."""
 BLOCK_BYTES = 8
 """Per number of a block: two of float16 that are read in turn, one of float32."""
 KEY, OFFSET, ID, DISTANCE = 8, 8, 4, 4

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from ovtrain.schema.sample import key_hash
 
 VERSION = 1
 STORE, DISTANCES = "store.json", "distances.npy"
+HEADER_BYTES = 128
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
@@ -183,33 +186,86 @@ class LabelStore:
         return np.asarray(self.ids[self.offsets[at] : self.offsets[at + 1]])
 
 
+@dataclass(frozen=True)
+class LabelBlock:
+    """n samples in a row and their l labels: keys (n,) uint64 rising, counts (n,) int64 labels of
+    each, ids (l,) int32, distances (l,) float32."""
+
+    keys: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32]
+    distances: npt.NDArray[np.float32]
+
+
 def write_labels(
-    folder: Path,
-    keys: npt.NDArray[np.uint64],
-    counts: npt.NDArray[np.int64],
-    labels: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]],
-    classes: int,
-    fingerprint: str,
-) -> None:
-    """A label store as it comes: ``keys`` (S,) sorted, ``counts`` (S,) labels of each, and some ids
-    at a time with their distances, which go to ``distances.npy`` beside them."""
+    folder: Path, blocks: Iterable[LabelBlock], classes: int, fingerprint: str
+) -> dict[str, int]:
+    """Write a label store as it comes, in the order of its keys, with ``distances.npy`` beside it;
+    nothing but a block is held. Returns the numbers of samples and labels.
+
+    Raises LabelError where two keys are equal.
+    """
     (folder / STORE).unlink(missing_ok=True)  # a store is whole or absent
-    total = int(counts.sum())
-    _save(folder / "keys.npy", keys)
-    _save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-    with (
-        atomic_open(folder / "ids.npy") as ids_file,
-        atomic_open(folder / DISTANCES) as distances_file,
-    ):
-        for handle, dtype in ((ids_file, np.int32), (distances_file, np.float32)):
-            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-            header = {"descr": descr, "fortran_order": False, "shape": (total,)}
-            np.lib.format.write_array_header_1_0(handle, header)
-        for ids, distances in labels:
-            ids_file.write(ids.tobytes())
-            distances_file.write(distances.tobytes())
-    about = {"samples": len(keys), "classes": classes, "labels": total}
-    describe(folder, "labels", **about, fingerprint=fingerprint)
+    samples = labels = 0
+    last = -1
+    with ExitStack() as stack:
+        keys, offsets, ids, distances = (
+            stack.enter_context(_Column(folder / name, dtype))
+            for name, dtype in (
+                *(("keys.npy", np.uint64), ("offsets.npy", np.int64)),
+                *(("ids.npy", np.int32), (DISTANCES, np.float32)),
+            )
+        )
+        offsets.add(np.zeros(1, np.int64))
+        for block in blocks:
+            if not len(block.keys):
+                continue
+            if int(block.keys[0]) == last or bool((block.keys[1:] == block.keys[:-1]).any()):
+                raise LabelError("label store", "two sample keys are equal", fix="make keys unique")
+            last = int(block.keys[-1])
+            keys.add(block.keys)
+            offsets.add(labels + np.cumsum(block.counts))
+            ids.add(block.ids)
+            distances.add(block.distances)
+            samples, labels = samples + len(block.keys), labels + int(block.counts.sum())
+    about = {"samples": samples, "labels": labels}
+    describe(folder, "labels", **about, classes=classes, fingerprint=fingerprint)
+    return about
+
+
+class _Column:
+    """A one-dimensional ``.npy`` file of a length that is known at the end: headers of such arrays
+    are all of one size."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self._file = atomic_open(path)
+        self.dtype, self.count = np.dtype(dtype), 0
+
+    def __enter__(self) -> Self:
+        self.handle = self._file.__enter__()
+        self._header()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.handle.seek(0)
+            self._header()
+        self._file.__exit__(kind, error, trace)
+
+    def add(self, array: npt.NDArray[Any]) -> None:
+        self.handle.write(array.astype(self.dtype, copy=False).tobytes())
+        self.count += len(array)
+
+    def _header(self) -> None:
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.count,)}
+        np.lib.format.write_array_header_1_0(self.handle, header)
+        assert self.handle.tell() == HEADER_BYTES, self.handle.tell()
 
 
 def check_classes(source: str, folder: str, found: int, wanted: int) -> None:

@@ -73,7 +73,8 @@ def test_a_sample_without_a_feature_or_with_a_bad_one_owns_no_label(tmp_path):
     keys = label_all(labelling(tmp_path / "p", x, x[10:20].astype(np.float32), 2))
     rows = np.arange(100, 150, dtype=np.uint64)
     samples = np.concatenate([rows[::-1], np.array([7, 999], np.uint64)])
-    store_labels(tmp_path / "labels", samples, rows, keys, 10, "print")
+    told = store_labels(tmp_path / "labels", samples, rows, keys, 10, "print")
+    assert told == {"samples": 52, "labels": 98}
     store = LabelStore.read(tmp_path / "labels", "print")
     assert store.classes == 10
     assert len(store.keys) == 52
@@ -84,6 +85,21 @@ def test_a_sample_without_a_feature_or_with_a_bad_one_owns_no_label(tmp_path):
         assert store.lookup(np.uint64(100 + row)).tolist() == ids[row].tolist()
     kept = np.delete(squared, 3, axis=0)
     assert np.load(tmp_path / "labels" / "distances.npy") == pytest.approx(np.sqrt(kept.ravel()))
+
+
+def test_labels_written_a_few_at_a_time_are_the_same(tmp_path):
+    x = blobs(samples=500)
+    keys = label_all(labelling(tmp_path / "p", x, x[:20].astype(np.float32), 3))
+    rows = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    rows[:2] = 0, 2**64 - 1
+    for name, at_once in (("whole", 10_000), ("parts", 7)):
+        store_labels(tmp_path / name, rows[::-1], rows, keys, 20, "print", at_once)
+    for file in ("keys.npy", "offsets.npy", "ids.npy", "distances.npy", "store.json"):
+        whole, parts = ((tmp_path / n / file).read_bytes() for n in ("whole", "parts"))
+        assert whole == parts
+    store, (ids, _) = LabelStore.read(tmp_path / "parts"), unpack_array(keys.read(0, 500))
+    for row in (0, 1, 77, 499):
+        assert store.lookup(rows[row]).tolist() == ids[row].tolist()
 
 
 def test_equal_sample_keys_are_refused(tmp_path):
