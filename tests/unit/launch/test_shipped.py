@@ -90,28 +90,58 @@ def test_a_batch_too_small_for_the_nodes_is_refused(capsys):
     assert "for 32 ranks" in capsys.readouterr().err
 
 
-def prepare_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What the script would start, with a Python that only says how it was called."""
-    script = data_folder("slurm") / "prepare.sbatch"
-    variables = {"PATH": "/usr/bin:/bin", "OVTRAIN_PYTHON": "echo", **environment}
+def script_call(
+    name: str, *arguments: str, path: str = "/usr/bin:/bin", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """What a script would start, with a Python that only says how it was called."""
+    script = data_folder("slurm") / f"{name}.sbatch"
+    variables = {"PATH": path, "OVTRAIN_PYTHON": "echo", **environment}
     command = ["bash", str(script), *arguments]
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
 def test_the_preparation_script_runs_everything_or_an_array_of_one_stage():
-    alone = prepare_script("in", "out", SLURM_CPUS_PER_TASK="16")
+    alone = script_call("prepare", "in", "out", SLURM_CPUS_PER_TASK="16")
     call = "-m launch.cli prepare in --out out --config prepare/default workers=16"
     assert alone.stdout.strip() == call
-    array = prepare_script(
-        *("in", "out", "mine.yaml", "--stage", "samples", "crf=20"), SLURM_ARRAY_TASK_ID="3"
+    array = script_call(
+        *("prepare", "in", "out", "mine.yaml", "--stage", "samples", "crf=20"),
+        SLURM_ARRAY_TASK_ID="3",
     )
     call = "-m launch.cli prepare in --out out --config mine.yaml workers=2"
     assert array.stdout.strip() == f"{call} --stage samples crf=20"
-    whole = prepare_script("in", "out", SLURM_ARRAY_TASK_ID="3")
+    whole = script_call("prepare", "in", "out", SLURM_ARRAY_TASK_ID="3")
     assert whole.returncode == 2
     assert "an array does one stage" in whole.stderr
-    assert prepare_script("in").returncode != 0
+    assert script_call("prepare", "in").returncode != 0
     for words in (["--stage", "plan"], ["crf=20"]):
-        found = prepare_script("in", "out", *words).stdout.strip()
+        found = script_call("prepare", "in", "out", *words).stdout.strip()
         call = "-m launch.cli prepare in --out out --config prepare/default workers=2"
         assert found == f"{call} {' '.join(words)}"
+
+
+def test_the_clustering_script_runs_ranks_or_an_array_of_the_feature_pass(tmp_path: Path):
+    variables = {
+        *(("SLURM_ARRAY_TASK_ID", "7"), ("SLURM_ARRAY_TASK_MIN", "4")),
+        *(("SLURM_ARRAY_TASK_COUNT", "8"), ("SLURM_CPUS_PER_TASK", "16")),
+    }
+    words = ("in", "out", "cluster/image", "--stage", "features", "batch=64")
+    array = script_call("cluster", *words, **dict(variables))
+    call = "-m clustering.run in --out out --config cluster/image --task 3/8 workers=16"
+    assert array.stdout.strip() == f"{call} --stage features batch=64"
+    whole = script_call("cluster", "in", "out", **dict(variables))
+    assert whole.returncode == 2
+    assert "an array shares the feature pass" in whole.stderr
+    for tool, said in (("srun", 'shift; exec "$@"'), ("scontrol", "echo NodeAddr=10.0.0.1 x")):
+        (tmp_path / tool).write_text(f"#!/bin/bash\n{said}\n")
+        (tmp_path / tool).chmod(0o755)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "4", "SLURM_NODEID": "1"}
+    ranks = script_call(
+        *("cluster", "in", "out", "top=5"), path=f"{tmp_path}:/usr/bin:/bin",
+        SLURM_CPUS_PER_TASK="16", SLURM_GPUS_ON_NODE="8", SLURM_JOB_NODELIST="n[1-4]", **job,
+    )  # fmt: skip
+    call = "-m torch.distributed.run --nnodes 4 --node-rank 1 --nproc-per-node 8"
+    assert ranks.stdout.strip() == (
+        f"{call} --master-addr 10.0.0.1 --master-port 20012 -m clustering.run in --out out "
+        "--config cluster/video workers=2 top=5"
+    )
