@@ -113,7 +113,8 @@ def _labels(folder: Path, out: Path, quality: Row) -> str:
     body = f"<h3>{escape(folder.name)}</h3>{table(head, [row], numbers=range(len(head)))}"
     page = folder / "report.html"
     if folder != out and page.is_file():  # named, not linked: the report may lie elsewhere by then
-        body += f'<p class="sub">Samples of centers: <code>{escape(str(page.relative_to(out)))}</code></p>'
+        where = escape(str(page.relative_to(out)))
+        body += f'<p class="sub">Samples of centers: <code>{where}</code></p>'
     return f'{body}<div class="columns dense">{charts}</div>'
 
 
