@@ -248,7 +248,8 @@ def setup(own: Folder) -> Section:
         body += "<h3>Search</h3>" + table(("", ""), cells)
     missing = own.quality.get("without_labels")
     if isinstance(missing, int):
-        body += f"<p>{missing:,} samples have no labels; skipped.jsonl says why.</p>"
+        told = f"{missing:,} samples have no labels; skipped.jsonl says why."
+        body += f"<p>{told if missing else 'Every sample has labels.'}</p>"
     if not own.settings:
         return Section("Setup", body + absent("No settings.json here."))
     text = escape(json.dumps(own.settings, indent=2))
