@@ -38,7 +38,7 @@ from ovtrain.data.shards import ShardReader
 from ovtrain.schema.errors import LabelError
 from ovtrain.schema.labels import DISTANCES, LabelStore
 
-CLASSED = 1 << 20
+CLASSED = 1 << 18
 """Samples whose classes are looked up, drawn at random where there are more."""
 MARGIN_BINS, DISTANCE_BINS = 20, 32
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
@@ -211,7 +211,8 @@ def purity(labels: LabelStore, reader: ShardReader, classes_file: Path | str) ->
     stems: list[str] = []
     owners: list[int] = []
     rng = np.random.default_rng(0)
-    drawn = rng.permutation(len(reader))[:CLASSED] if len(reader) > CLASSED else range(len(reader))
+    many = len(reader) > CLASSED
+    drawn = np.sort(rng.choice(len(reader), CLASSED, replace=False)) if many else range(len(reader))
     for i in map(int, drawn):
         ids = labels.lookup(reader.hashes[i])
         stem = Path(reader.meta(i).media).stem

@@ -39,7 +39,7 @@ from ovtrain.schema.versions import GENERATOR, PIPELINE
 DEMO = "demo/demo"
 NO_CLASSES = "the given videos have no classes, so there is nothing to probe"
 SWITCHED_OFF = "probe=false"
-STORE = Path("labels") / "store.json"
+STORE, LABEL_PAGE = Path("labels") / "store.json", "report.html"
 
 
 OWN_VIDEOS = ("seeds=1", "control=false")
@@ -164,6 +164,7 @@ class Demo:
             fitted, note = fit_clusters(asked, ShardManifest.read(shards).samples, kind)
             self.notes += [note] if note else []
             self._cluster(f"train-{kind}", shards, fitted)
+            self._label_page(f"train-{kind}", shards)
             configs[kind] = fitted
         if self.videos is None:
             centers = self.out / "labels" / "train-video" / "centroids"
@@ -184,6 +185,15 @@ class Demo:
             words += ["--centroids", str(centers)]
             inputs.append(centers / "centroids.npy")
         self._job(f"cluster-{name}", "clustering.run", words, inputs, [folder / STORE])
+
+    def _label_page(self, name: str, shards: Path) -> None:
+        folder, classes = self.out / "labels" / name, self.out / "clips" / "classes.json"
+        words = [str(folder), "--shards", str(shards)]
+        inputs = [folder / STORE, folder / "labels" / "ids.npy", shards / MANIFEST]
+        if self.videos is None:
+            words += ["--classes", str(classes)]
+            inputs.append(classes)
+        self._job(f"report-{name}", "clustering.report", words, inputs, [folder / LABEL_PAGE])
 
     def _shuffle(self, kind: str) -> None:
         source = self.out / "labels" / f"train-{kind}" / "labels"

@@ -1,7 +1,7 @@
 """One self-contained HTML page about the labels that ``ovtrain cluster`` wrote.
 
     python -m clustering.report OUT [OTHER ...] [--shards DIR] [--classes FILE] [--centers N]
-                                [--page FILE]
+                                [--center ID ...] [--page FILE]
 
 reads the files of OUT (docs/data_format.md) and writes ``OUT/report.html``. OTHER: folders of
 other seeds or settings over the same shards, which OUT is compared with. What is absent is named as
@@ -32,13 +32,15 @@ CENTERS = 16
 
 @dataclass(frozen=True)
 class Request:
-    """``shards``: None = those that OUT's settings name; ``page``: None = OUT/report.html."""
+    """``centers``: how many to show beside those ``named``. ``shards`` None: those that the
+    settings of OUT name; ``page`` None: OUT/report.html."""
 
     out: Path
     others: tuple[Path, ...] = ()
     shards: Path | None = None
     classes: Path | None = None
     centers: int = CENTERS
+    named: tuple[int, ...] = ()
     page: Path | None = None
 
 
@@ -65,7 +67,7 @@ def write_report(request: Request) -> Report:
         if request.classes and reader is not None:
             classes = purity(LabelStore.read(own.labels), reader, request.classes)
         drawn = sheets.Drawn(reader, {stem: names[c] for stem, c in known.items()})
-        centers = chosen_centers(own.labels, request.centers)
+        centers = chosen_centers(own.labels, request.centers, request.named)
         parts = [
             sections.sizes(own.quality),
             sections.distances(own.quality),

@@ -19,12 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=Path, help="default: those that OUT was made from")
     parser.add_argument("--classes", type=Path, help='{"classes": [name], "labels": {stem: class}}')
     parser.add_argument("--centers", type=int, default=CENTERS, help="centers to show samples of")
+    parser.add_argument("--center", type=int, action="append", default=[], help="and of this one")
     parser.add_argument("--page", type=Path, help="default: OUT/report.html")
     given = parser.parse_intermixed_args(arguments)
 
     def work() -> None:
         request = Request(
-            given.out, tuple(given.others), given.shards, given.classes, given.centers, given.page
+            given.out,
+            tuple(given.others),
+            shards=given.shards,
+            classes=given.classes,
+            centers=given.centers,
+            named=tuple(given.center),
+            page=given.page,
         )
         report = write_report(request)
         for name, row in report.agreement.items():

@@ -5,6 +5,7 @@ S samples, C clusters. What is held: a few numbers per cluster, and the samples 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clustering.label_blocks import LabelBlocks
+from ovtrain.schema.errors import LabelError
 
 SAMPLES = 8
 """Shown of each center."""
+NAMED = "named"
 SORTS = ("largest", "median-sized", "smallest", "random")
 
 Ids = npt.NDArray[np.int64]
@@ -30,29 +33,41 @@ class Center:
     samples: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
 
 
-def chosen_centers(labels: Path, count: int, samples: int = SAMPLES, seed: int = 0) -> list[Center]:
-    """``count`` centers, as many of each of ``SORTS``; only such as own samples."""
+def chosen_centers(
+    labels: Path,
+    count: int,
+    named: Sequence[int] = (),
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> list[Center]:
+    """The ``named`` centers, and ``count`` of those that own samples, as many of each of ``SORTS``.
+    Raises LabelError where there is no such center."""
     store = LabelBlocks(labels)
     sizes = np.zeros(store.classes, dtype=np.int64)
     for block in store.blocks(distances=False):
         sizes += np.bincount(block.ids[block.first], minlength=len(sizes))
-    chosen = _chosen(sizes, count, seed)
+    for center in named:
+        if not 0 <= center < len(sizes):
+            allowed = f"0 to {len(sizes) - 1}"
+            raise LabelError(f"center {center}", "no such center", allowed=allowed)
+    chosen = [Center(center, int(sizes[center]), NAMED) for center in dict.fromkeys(named)]
+    chosen += _chosen(sizes, count, seed, set(named))
     if chosen:
         _fill(store, chosen, samples)
     return chosen
 
 
-def _chosen(sizes: Ids, count: int, seed: int) -> list[Center]:
-    own = np.flatnonzero(sizes)
+def _chosen(sizes: Ids, count: int, seed: int, taken: set[int]) -> list[Center]:
+    own = np.setdiff1d(np.flatnonzero(sizes), list(taken))
     ranked = own[np.argsort(-sizes[own], kind="stable")]
     middle = np.argsort(np.abs(np.arange(len(ranked)) - len(ranked) // 2), kind="stable")
     orders = (ranked, ranked[middle], ranked[::-1], np.random.default_rng(seed).permutation(own))
     found: list[Center] = []
-    taken: set[int] = set()
     for i, (why, order) in enumerate(zip(SORTS, orders, strict=True)):
         wanted = len(range(i, min(count, len(own)), len(SORTS)))
-        free = [c for c in order[: count + wanted].tolist() if c not in taken][:wanted]
-        taken |= set(free)
+        seen = {center.id for center in found}
+        free = [c for c in order[: count + wanted].tolist() if c not in seen][:wanted]
         found += [Center(c, int(sizes[c]), why) for c in free]
     return found
 

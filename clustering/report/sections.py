@@ -111,7 +111,7 @@ def convergence(rows: Sequence[Row]) -> Section:
         return Section(title, absent("No convergence.jsonl here: no centers were made."))
     runs: dict[str, list[Row]] = {}
     for row in rows:
-        stage = f"{row['stage']}, " if row.get("stage") else ""
+        stage = _stage([row])
         name = f"{stage}restart\N{NO-BREAK SPACE}{row.get('restart', 0)}"
         runs.setdefault(name, []).append({**row, "step": row.get("iteration", 0)})
     drawn = list(runs.items())[:LINES]
@@ -130,14 +130,25 @@ def convergence(rows: Sequence[Row]) -> Section:
             ("moved", "share of samples that changed their center", "share"),
         )
     )
+    ends = {name: found[-1].get("objective") for name, found in runs.items() if not _stage(found)}
+    known = {name: end for name, end in ends.items() if isinstance(end, (int, float))}
+    best = min(known, key=lambda name: known[name]) if len(known) > 1 else ""
     body = table(
-        ("", "iterations", "objective", "empty", "repaired", "split", "last moved", "s/iteration"),
+        ("", "passes", "objective", "empty", "repaired", "split", "last moved", "s/pass"),
         [_restart(name, found) for name, found in runs.items()],
         numbers=range(1, 8),
+        strong=[i for i, name in enumerate(runs) if name == best],
     )
     left = len(runs) - len(drawn)
     more = f'<p class="sub">{left} more restarts are not drawn.</p>' if left else ""
+    more += '<p class="sub">Tinted: the restart whose centers were kept.</p>' if best else ""
     return Section(title, f'<div class="columns dense">{charts}</div>{more}{body}')
+
+
+def _stage(rows: Sequence[Row]) -> str:
+    """Of a hierarchical run, before its last pass over all centers."""
+    stage = rows[-1].get("stage")
+    return f"{stage}, " if stage else ""
 
 
 def _restart(name: str, rows: Sequence[Row]) -> list[str]:
@@ -237,7 +248,8 @@ def setup(own: Folder) -> Section:
         body += "<h3>Search</h3>" + table(("", ""), cells)
     missing = own.quality.get("without_labels")
     if isinstance(missing, int):
-        body += f"<p>{missing:,} samples have no labels; skipped.jsonl says why.</p>"
+        told = f"{missing:,} samples have no labels; skipped.jsonl says why."
+        body += f"<p>{told if missing else 'Every sample has labels.'}</p>"
     if not own.settings:
         return Section("Setup", body + absent("No settings.json here."))
     text = escape(json.dumps(own.settings, indent=2))

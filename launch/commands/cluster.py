@@ -82,6 +82,7 @@ def run(
 @click.option("--shards", help="Shards of the samples; default: where OUT was made from.")
 @click.option("--classes", help="Classes file: purity and NMI, and a class below each picture.")
 @click.option("--centers", type=click.IntRange(min=0), help="Centers whose samples are shown.")
+@click.option("--center", multiple=True, type=int, help="And of this one; may be repeated.")
 @click.option("--page", help="The page's path; default OUT/report.html.")
 def report(
     out: str,
@@ -89,6 +90,7 @@ def report(
     shards: str | None,
     classes: str | None,
     centers: int | None,
+    center: tuple[int, ...],
     page: str | None,
 ) -> int:
     """Write a page on the labels in OUT: sizes, distances, margins, pictures.
@@ -97,6 +99,7 @@ def report(
     count = None if centers is None else str(centers)
     given = {"--shards": shards, "--classes": classes, "--centers": count, "--page": page}
     extra = [word for name, value in given.items() if value is not None for word in (name, value)]
+    extra += [word for number in center for word in ("--center", str(number))]
     return run_job("clustering.report", [out, *others, *extra])
 
 

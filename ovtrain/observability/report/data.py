@@ -89,10 +89,10 @@ def label_section(out: Path) -> Section:
     ]
     if not found:
         return Section(title, absent("No quality.json here: nothing has been clustered."))
-    return Section(title, "".join(_labels(path.parent.name, quality) for path, quality in found))
+    return Section(title, "".join(_labels(path.parent, out, quality) for path, quality in found))
 
 
-def _labels(name: str, quality: Row) -> str:
+def _labels(folder: Path, out: Path, quality: Row) -> str:
     size = quality.get("size", {})
     margin = quality.get("margin", {})
     facts = [
@@ -110,10 +110,12 @@ def _labels(name: str, quality: Row) -> str:
     charts = _histogram("samples per cluster", quality.get("size_histogram"), "cluster size from")
     charts += _histogram("margin between first and last label", margin, "1 - d_first / d_last")
     head = [key for key, _ in facts]
-    return (
-        f"<h3>{escape(name)}</h3>{table(head, [row], numbers=range(len(head)))}"
-        f'<div class="columns dense">{charts}</div>'
-    )
+    body = f"<h3>{escape(folder.name)}</h3>{table(head, [row], numbers=range(len(head)))}"
+    page = folder / "report.html"
+    if folder != out and page.is_file():  # named, not linked: the report may lie elsewhere by then
+        where = escape(str(page.relative_to(out)))
+        body += f'<p class="sub">Samples of centers: <code>{where}</code></p>'
+    return f'{body}<div class="columns dense">{charts}</div>'
 
 
 def _histogram(title: str, bins: Any, x_label: str) -> str:

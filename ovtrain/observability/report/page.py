@@ -34,7 +34,7 @@ font-size:12.5px}
 a{color:var(--blue);text-decoration:none}a:hover{text-decoration:underline}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;
 margin:16px 0 4px}
-.tile{border:1px solid var(--line);border-radius:5px;padding:9px 12px}
+.tile{overflow-wrap:anywhere;border:1px solid var(--line);border-radius:5px;padding:9px 12px}
 .tile b{display:block;font-size:19px;letter-spacing:-.01em}
 .tile span{font-size:12px;color:var(--soft)}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));

@@ -124,6 +124,27 @@ def test_purity_joins_classes_by_file_stem(shards, tmp_path):
     assert found["nmi_permuted"] < 0.5
 
 
+def test_purity_of_many_samples_is_that_of_a_draw(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("clustering.quality.CLASSED", 10)
+    reader = ShardReader(shards)
+    ids = [np.array([i % 4], dtype=np.int32) for i in range(len(reader))]
+    labels = LabelStore.build(reader.keys, ids, 4, "print")
+    path = tmp_path / "classes.json"
+    known = {key: i % 4 for i, key in enumerate(reader.keys)}
+    path.write_text(json.dumps({"classes": list("abcd"), "labels": known}))
+    found = purity(labels, reader, path)
+    assert (found["samples"], found["purity"]) == (10, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"labels": {}}', '{"classes": ["a"], "labels": {"b": 1}}']
+)
+def test_a_file_that_names_no_classes_is_an_error(shards, tmp_path, text):
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(LabelError, match=r"classes\.json"):
+        purity(labels_of([1]), ShardReader(shards), tmp_path / "classes.json")
+
+
 def test_purity_of_strangers_is_an_error(shards, tmp_path):
     path = tmp_path / "classes.json"
     path.write_text(json.dumps({"classes": ["a"], "labels": {"stranger": 0}}))

@@ -12,6 +12,7 @@ from clustering.report.__main__ import main
 from clustering.report.nearest import chosen_centers, rows_of
 from clustering.run import main as cluster
 from ovtrain.data.shards import ShardReader
+from ovtrain.schema.errors import LabelError
 from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.sample import key_hash
 from tests.helpers.browser import check_markup, check_self_contained, look
@@ -19,13 +20,14 @@ from tests.helpers.browser import check_markup, check_self_contained, look
 PICTURES = 'src="data:image/jpeg;base64,'
 
 
-def convergence(restart, stage=None):
+def convergence(restart, stage=None, least=0):
     row = {"restart": restart, "empty": 1, "repaired": 1, "split": 0, "largest": 9, "seconds": 0.5}
     row |= {"stage": stage} if stage else {}
-    return [
-        row | {"iteration": i, "objective": 9.0 - i, "mean_squared": 3 - i, "moved": 0.5 / (1 + i)}
-        for i in range(3)
-    ]
+    rows = []
+    for i in range(3):
+        numbers = {"objective": 9 - i + least, "mean_squared": 3 - i, "moved": 0.5 / (1 + i)}
+        rows.append(row | numbers | {"iteration": i})
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def runs(shards, tmp_path_factory):
         assert cluster([str(shards), "--out", str(out), "clusters=4", "top=2", f"seed={seed}"]) == 0
         settings = {"shards": str(shards), "config": {"seed": seed, "teacher": "<b>d</b>"}}
         (out / "settings.json").write_text(json.dumps(settings))
-        rows = convergence(0) + convergence(1, "cells")
+        rows = [*convergence(0, "coarse"), *convergence(0, least=1), *convergence(1)]
         (out / "convergence.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ways = ["right", "left", "up", "down"]
     known = {f"clip-{i:02d}-{ways[i % 4]}": i % 4 for i in range(24)}
@@ -59,10 +61,12 @@ def test_every_part_is_shown_and_escaped(whole):
     check_self_contained(page)
     for text in (
         *("Cluster sizes", "Gini", "samples by margin", "Median-sized clusters", "Side by side"),
-        *("cells, restart\N{NO-BREAK SPACE}1", "adjusted Rand index with seed-1", "seed-1</td>"),
+        *("coarse, restart\N{NO-BREAK SPACE}0", "adjusted Rand index with seed-1", "seed-1</td>"),
         *("&lt;b&gt;d&lt;/b&gt;", "&lt;i&gt;right&lt;/i&gt;", "<code>seed</code>"),
     ):
         assert text in page, text
+    assert "<tr class=strong><td>restart\N{NO-BREAK SPACE}1</td>" in page
+    assert page.count("<tr class=strong>") == 1
     assert "<b>d</b>" not in page
     assert "<i>right</i>" not in page
     assert page.count(PICTURES) == 24  # four clusters, at most eight samples of each
@@ -166,6 +170,14 @@ def test_the_nearest_samples_of_each_kind_of_center_are_found(tmp_path, monkeypa
         own = sorted((distances[i], keys[i]) for i in np.flatnonzero(nearest == center.id))[:3]
         assert [key for key, _ in center.samples] == [key for _, key in own]
     assert len({c.id for c in chosen_centers(tmp_path, 16)}) == 7  # all that own samples
+    named = chosen_centers(tmp_path, 16, [7, 2, 2])
+    assert [(c.id, c.size, c.why, len(c.samples)) for c in named[:2]] == [
+        (7, 0, "named", 0),
+        (2, 3, "named", 3),
+    ]
+    assert sorted(c.id for c in named) == list(range(8))
+    with pytest.raises(LabelError, match="center 8: no such center; allowed: 0 to 7"):
+        chosen_centers(tmp_path, 1, [8])
 
 
 def test_rows_of_keys_are_found_wherever_they_stand():

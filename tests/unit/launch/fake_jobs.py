@@ -62,6 +62,12 @@ def shuffle(words: list[str]) -> None:
     LabelStore.read(words[0]).write(Path(option(words, "--out")))
 
 
+def label_page(words: list[str]) -> None:
+    LabelStore.read(Path(words[0]) / "labels")
+    ShardManifest.read(option(words, "--shards"))
+    (Path(words[0]) / "report.html").write_text("a page")
+
+
 def train(words: list[str]) -> None:
     out = Path(yaml.safe_load(Path(words[-1]).read_text())["run"]["out"])
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -84,6 +90,7 @@ JOBS = {
     "data_pipelines.prepare": prepare,
     "clustering.run": cluster,
     "clustering.shuffle": shuffle,
+    "clustering.report": label_page,
     "ovtrain.train": train,
     "ovtrain.eval.probe": probe,
 }

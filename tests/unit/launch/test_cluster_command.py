@@ -55,7 +55,7 @@ def test_several_processes_are_started_by_torchrun(jobs, monkeypatch):
 
 
 def test_a_report_compares_with_others(jobs):
-    words = ["a", "b", "c", "--classes", "f", "--centers", "0"]
+    words = ["a", "b", "c", "--classes", "f", "--centers", "0", "--center", "7"]
     assert cli.run(["cluster", "report", *words]) == 7
     assert jobs == [["clustering.report", *words]]
 

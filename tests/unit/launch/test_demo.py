@@ -34,6 +34,11 @@ def calls(out: Path) -> list[str]:
     return [json.loads(line)[0] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def words_of(out: Path, module: str) -> list[list[str]]:
+    rows = [json.loads(line) for line in (out.parent / "calls.jsonl").read_text().splitlines()]
+    return [words for name, *words in rows if name == module]
+
+
 def demo(out: Path, *words: str) -> int:
     small = ["train_clips=40", "heldout_clips=4"]
     seeds = [] if "--videos" in words else ["seeds=1"]
@@ -46,21 +51,23 @@ def test_all_stages_run_once_and_a_second_call_runs_none(out, capsys):
         "data_pipelines.synthetic": 1,
         "data_pipelines.prepare": 2,
         "clustering.run": 3,
+        "clustering.report": 2,
         "clustering.shuffle": 2,
         "ovtrain.train": 3,
         "ovtrain.eval.probe": 1,
     }
+    assert all("--classes" in words for words in words_of(out, "clustering.report"))
     shown = capsys.readouterr().out
     assert "0.500" in shown
     assert "broken.mp4: unreadable" in shown
     assert (out / "report.html").is_file()
     assert demo(out) == 0
-    assert len(calls(out)) == 12
+    assert len(calls(out)) == 14
     rows = json.loads((out / "stages.json").read_text())
     assert {row["status"] for row in rows} == {"skipped"}
     # Another training recipe changes nothing before training.
     assert demo(out, "stage2_set=[run.steps=7]") == 0
-    assert Counter(calls(out)[12:]) == {"ovtrain.train": 2, "ovtrain.eval.probe": 1}
+    assert Counter(calls(out)[14:]) == {"ovtrain.train": 2, "ovtrain.eval.probe": 1}
 
 
 def test_another_stage_one_trains_everything_after_it_again(out):
@@ -161,6 +168,7 @@ def test_own_videos_are_not_probed_and_small_folders_are_fitted(out, tmp_path, c
     assert "data_pipelines.synthetic" not in calls(out)
     assert Counter(calls(out))["ovtrain.train"] == 2
     assert "clustering.shuffle" not in calls(out)
+    assert not any("--classes" in words for words in words_of(out, "clustering.report"))
     assert "no classes" in json.loads((out / "probe/result.json").read_text())["skipped"]
     shown = " ".join(capsys.readouterr().out.split())
     assert "9 video samples carry 2 clusters" in shown

@@ -75,6 +75,7 @@ def write_demo(out: Path) -> Path:
     write(out / "probe/result.json", result | {"ranking": ranking, "notes": ["A made-up note."]})
     for name in ("train-video", "train-image"):
         write(out / f"labels/{name}/quality.json", quality())
+    (out / "labels/train-video/report.html").write_text("")
     panels = out / "data/train/panels"
     panels.mkdir(parents=True)
     for i in range(2):

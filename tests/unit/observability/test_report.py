@@ -18,6 +18,7 @@ def test_every_part_of_a_demo_is_shown(tmp_path):
         *("linear probe", "chance 0.062", "0.680", "shuffled (control)", "loss, source video"),
         *("0.500", "0.5 / 0.375 / 0.125", "samples per cluster", "unreadable", "A made-up note."),
         *("Lowered something.", "3.23M", "88.0", "data:image/png;base64,"),
+        "labels/train-video/report.html",
         *("waiting for data", "batches ready", "ms per sample", "<td>cut short</td>"),
     ):
         assert text in page, text
