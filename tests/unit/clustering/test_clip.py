@@ -7,7 +7,7 @@ import torch
 
 from clustering.clip import ClipTeacher
 from clustering.frames import join_frames
-from clustering.teachers import open_teacher, uniform_indices
+from clustering.teachers import open_teacher
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.schema.errors import ConfigError
 
@@ -69,7 +69,6 @@ def test_samples_of_a_batch_do_not_mix(folder):
 
 def test_frames_are_taken_uniformly(folder):
     assert ClipTeacher(folder, "video", frames=8).indices(64) == [4, 12, 20, 28, 36, 44, 52, 60]
-    assert uniform_indices(3, 8) == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
 def test_name_changes_with_the_weights(folder, copy):
