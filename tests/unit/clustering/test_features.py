@@ -232,7 +232,8 @@ def test_tasks_that_do_the_same_parts_by_mistake_do_no_harm(pictures, straight, 
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(one, pictures, tmp_path) for _ in range(3)]
         made = [run.result() for run in runs]
-    assert {found.store.identity for found in made} == {FeatureStore(straight).identity}
+    found = {one.store.identity for one in made if one is not None}  # the last sees all parts
+    assert found == {FeatureStore(straight).identity}
     one(pictures, tmp_path).store.verify()
     assert files(tmp_path) == files(straight)
 
