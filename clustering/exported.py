@@ -4,13 +4,15 @@ Video: ``frames`` uniformly sampled frames in one pass, each whole and at its pl
 that the encoder's own attention joins them: the frames view of training and evaluation. Image: the
 picture at t = 0. Sides are those of ``ovtrain.inference``: the encoder's own for pictures, at most
 224 for frames. F = D, of length 1; bfloat16 on a GPU, float32 on a CPU.
-Errors: CheckpointError for the folder, ConfigError for settings that do not fit.
+Weights are read with the first batch. Errors: ConfigError for settings that do not fit,
+CheckpointError for weights.
 B samples, T frames, N tokens, p patch side, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from clustering.preprocess import Preprocess
-from clustering.teachers import Features, Frames, files_digest, uniform_indices
+from clustering.teachers import Features, Frames, files_digest, read_json, uniform_indices
+from ovtrain.config.model import ModelConfig
 from ovtrain.export import load_encoder
-from ovtrain.inference import FRAME_SIDE, VIRTUAL_FRAMES
+from ovtrain.export.public_format import CONFIG, model_config
+from ovtrain.inference import FRAME_SIDE, IMAGE_SIDE, VIRTUAL_FRAMES
+from ovtrain.models.encoder import Encoder
 from ovtrain.schema.errors import ConfigError
 from ovtrain.schema.sample import Kind
 
@@ -36,29 +41,34 @@ class ExportTeacher:
         folder = Path(folder)
         self.kind: Kind = kind
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        encoder = load_encoder(folder)
-        self.encoder = encoder.eval().to(self.device)
-        self.frames, self.width = frames if kind == "video" else 1, encoder.width
-        virtual = encoder.config.rope_frames or VIRTUAL_FRAMES
-        self._check(str(folder), virtual)
-        side = encoder.image_size if kind != "video" else min(encoder.image_size, FRAME_SIDE)
-        self.patch = encoder.config.patch
+        self.folder, about = folder, read_json(folder / CONFIG)
+        config = model_config(about, str(folder / CONFIG))
+        self.frames, self.width = frames if kind == "video" else 1, config.size.width
+        virtual = config.rope_frames or VIRTUAL_FRAMES
+        self._check(config, virtual)
+        own = int(about.get("image_size", IMAGE_SIDE))  # as ``load_encoder`` reads it
+        side = own if kind != "video" else min(own, FRAME_SIDE)
+        self.patch = config.patch
         self.side = side // self.patch
         """Patches along it."""
         side = self.side * self.patch
         self.preprocess = Preprocess(side, (side, side), "bicubic", 1.0, (0.0,) * 3, (1.0,) * 3)
         self.places = uniform_indices(virtual, self.frames) if kind == "video" else [0]
-        files = sorted(folder.glob("*.safetensors"))
-        digest = files_digest([folder / "config.json", *files])
+        digest = files_digest([folder / CONFIG, *sorted(folder.glob("*.safetensors"))])
         self.name = f"ovtrain:{folder.name}:{digest}:{self.frames}x{side}px"
         self.arrays: Mapping[str, npt.NDArray[Any]] = {}
 
-    def _check(self, folder: str, virtual: int) -> None:
-        if not self.encoder.config.pooling:
+    def _check(self, config: ModelConfig, virtual: int) -> None:
+        if not config.pooling:
             found = "an encoder without pooling: it has no embedding of a whole sample"
-            raise ConfigError(f"teacher_dir={folder}", found, fix="export one with model.pooling")
+            fix = "export one with model.pooling"
+            raise ConfigError(f"teacher_dir={self.folder}", found, fix=fix)
         if self.frames > virtual:
-            raise ConfigError(f"frames={self.frames}", allowed=f"1 to {virtual} of {folder}")
+            raise ConfigError(f"frames={self.frames}", allowed=f"1 to {virtual} of {self.folder}")
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return load_encoder(self.folder).eval().to(self.device)
 
     def indices(self, frames: int) -> list[int] | None:
         return uniform_indices(frames, self.frames)

@@ -149,10 +149,11 @@ def _make_part(
             partial.write(rows, features)
             skipped += bad
             progress.step(cut, len(bad))
-        rows, features = partial.good()
-        _write_skipped(folder, plan.name, skipped)
-        keys = reader.hashes[plan.first + rows]
-        write_part(folder, plan.name, features, keys, stamp=plan.stamp, skipped=len(skipped))
+        if plan.finished(folder) is None:  # else another task made it meanwhile, by mistake
+            rows, features = partial.good()
+            _write_skipped(folder, plan.name, skipped)
+            keys = reader.hashes[plan.first + rows]
+            write_part(folder, plan.name, features, keys, stamp=plan.stamp, skipped=len(skipped))
     finally:
         partial.close()
     partial.path.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ NAMES = {
 FUSED = re.compile(r"(.*)attn\.in_proj_(weight|bias)")
 
 
-def read_open_clip(folder: Path) -> tuple[nn.Module, Preprocess, list[Path]]:
-    """The tower, its preprocessing, and the files that they were read from."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+def open_folder(folder: Path) -> tuple[Callable[[], nn.Module], Any, Preprocess, list[Path]]:
+    """What reads the tower, its config, its preprocessing, and the files that all of it is in."""
+    from transformers import CLIPVisionConfig
 
     path = folder / OPEN_CLIP_CONFIG
     about = read_json(path)
@@ -69,14 +70,21 @@ def read_open_clip(folder: Path) -> tuple[nn.Module, Preprocess, list[Path]]:
         preprocess = of_open_clip(about["preprocess_cfg"], sizes["image_size"], path)
     except (KeyError, TypeError) as error:
         raise ConfigError(str(path), f"not open_clip's description ({error})", fix=FIX) from error
+    config = CLIPVisionConfig(**sizes)
+    return partial(_load, weights, config), config, preprocess, [path, weights]
+
+
+def _load(weights: Path, config: Any) -> nn.Module:
+    from transformers import CLIPVisionModelWithProjection
+
     tower: Any = CLIPVisionModelWithProjection
-    model: nn.Module = tower(CLIPVisionConfig(**sizes))
+    model: nn.Module = tower(config)
     try:
         model.load_state_dict(renamed(_read(weights)))
     except (RuntimeError, KeyError) as error:
         lines = str(error).splitlines()
         raise ConfigError(str(weights), f"another model ({lines[-1].strip()})", fix=FIX) from error
-    return model, preprocess, [path, weights]
+    return model
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,7 +90,12 @@ class Run:
         if self.job.centroids is None:  # before the long feature pass, not after it
             _check_clusters(self.config.clusters, len(self.reader))
         if self.world.is_main and not self.job.task:
-            about = {"shards": str(self.job.shards.resolve()), "config": asdict(self.config)}
+            given = self.job.centroids
+            about = {
+                "shards": str(self.job.shards.resolve()),
+                "config": asdict(self.config),
+                "centroids": str(given.resolve()) if given else None,
+            }
             write_json(self.out / SETTINGS, about)
         for name in wanted:
             if name != "centers" or self.job.centroids is None:

@@ -11,15 +11,17 @@ folder, file, weight or package. N pictures, h x w pixels, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from clustering.open_clip import OPEN_CLIP_CONFIG, read_open_clip
+from clustering.open_clip import OPEN_CLIP_CONFIG, open_folder
 from clustering.preprocess import Preprocess, of_transformers
 from clustering.teachers import files_digest, read_json
 from ovtrain.schema.errors import ConfigError
@@ -45,21 +47,23 @@ FIX = "save a CLIP model and its image processor there with transformers' save_p
 
 @dataclass(frozen=True)
 class Tower:
-    """``digest`` tells its weights, sizes and preprocessing from those of others."""
+    """``digest`` tells its weights, sizes and preprocessing from those of others. ``read`` reads
+    the weights: to know of a store whether it is this tower's takes no model."""
 
-    model: nn.Module
+    read: Callable[[], nn.Module]
     output: str
     width: int
     preprocess: Preprocess
     digest: str
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) -> (N, D)."""
-        return self.model(pixel_values=pixels)[self.output]
+    def load(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """(N, 3, h, w) -> (N, D), in evaluation. Raises ConfigError."""
+        model = self.read().float().eval().to(device)
+        return lambda pixels: model(pixel_values=pixels)[self.output]
 
 
-def load_tower(folder: Path) -> Tower:
-    """The tower of ``folder``, on the CPU, in float32 and in evaluation."""
+def open_tower(folder: Path) -> Tower:
+    """The tower of ``folder``, whose weights are yet to be read."""
     if not folder.is_dir():
         raise ConfigError(f"teacher_dir={folder}", "no such folder", fix=FIX)
     try:
@@ -71,25 +75,28 @@ def load_tower(folder: Path) -> Tower:
     transformers.logging.set_verbosity_error()  # it lists a text tower's weights as unexpected
     transformers.logging.disable_progress_bar()
     if (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / CONFIG).is_file():
-        model, preprocess, files = read_open_clip(folder)
-        return _tower(folder, model, CLIP, preprocess, files)
-    return _read_transformers(folder, transformers)
+        read, config, preprocess, files = open_folder(folder)
+        return _tower(folder, read, CLIP, config, preprocess, files)
+    return _open_transformers(folder, transformers)
 
 
 def _tower(
-    folder: Path, model: nn.Module, kind: Kind, preprocess: Preprocess, files: Sequence[Path]
+    folder: Path,
+    read: Callable[[], nn.Module],
+    kind: Kind,
+    config: Any,
+    preprocess: Preprocess,
+    files: Sequence[Path],
 ) -> Tower:
     _, output, width = kind
-    config: Any = model.config
     side = int(config.image_size)
     if preprocess.shape != (side, side):
         found = f"pictures become {preprocess.shape}, the tower is made for {(side, side)}"
         raise ConfigError(str(folder), found, fix=FIX)
-    digest = files_digest(files)
-    return Tower(model.float().eval(), output, int(getattr(config, width)), preprocess, digest)
+    return Tower(read, output, int(getattr(config, width)), preprocess, files_digest(files))
 
 
-def _read_transformers(folder: Path, transformers: Any) -> Tower:
+def _open_transformers(folder: Path, transformers: Any) -> Tower:
     settings = [read_json(folder / name) for name in (CONFIG, PREPROCESSOR)]
     kind = KINDS.get(settings[0].get("model_type", ""))
     if kind is None:
@@ -103,9 +110,13 @@ def _read_transformers(folder: Path, transformers: Any) -> Tower:
             f"transformers {transformers.__version__} has no {kind[0]}",
             fix="pip install -U transformers",
         )
+    try:
+        config = tower.config_class.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(str(folder / CONFIG), f"does not load ({error})", fix=FIX) from error
     preprocess = of_transformers(settings[1], folder / PREPROCESSOR)
     files = [folder / CONFIG, folder / PREPROCESSOR, *weights]
-    return _tower(folder, _load(folder, tower), kind, preprocess, files)
+    return _tower(folder, partial(_load, folder, tower), kind, config, preprocess, files)
 
 
 def _load(folder: Path, tower: Any) -> nn.Module:

@@ -17,9 +17,9 @@ POLICIES = ("refuse", "skip")
 class ClusterConfig:
     """Teacher: ``descriptor`` is demo-only and needs no weights; ``clip`` loads a CLIP-style image
     tower (MetaCLIP-H/14 in the paper), ``ovtrain`` an export, from the local folder
-    ``teacher_dir``. ``frames`` of a clip are embedded; of each the first ``frame_dims`` numbers are
-    kept (0: all; the released code: 512); ``projection`` is the width of a stored random
-    projection (0: none).
+    ``teacher_dir``. ``frames`` of a clip are embedded; ``clip`` keeps the first ``frame_dims``
+    numbers of each (0: all; the released code: 512); ``projection`` is the width of a stored random
+    projection (0: none). The descriptor has its own frames and its own width.
 
     Feature pass: ``workers`` threads decode, ``batch`` samples a call, ``part_samples`` samples a
     part of the store.
@@ -72,10 +72,26 @@ class ClusterConfig:
         found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: (*none, "center_shards")})
         if self.top > self.clusters:
             found.append(f"top={self.top} exceeds clusters={self.clusters}; lower top")
+        found += self._no_effect()
         if self.recall > 1:
             found.append(f"recall={self.recall} must be at most 1")
         if 0 < self.largest <= 1:
             found.append(f"largest={self.largest} must be above 1, times the mean size, or 0")
         if self.coarse > self.clusters:
             found.append(f"coarse={self.coarse} exceeds clusters={self.clusters}; lower coarse")
+        return found
+
+    def _no_effect(self) -> list[str]:
+        """What the teacher cannot follow."""
+        found = list[str]()
+        if self.frame_dims and self.teacher != "clip":
+            found.append(
+                f"frame_dims={self.frame_dims} cuts frames that are embedded one by one; "
+                f"teacher={self.teacher} sees a clip at once; use 0"
+            )
+        if self.projection and self.teacher == "descriptor":
+            found.append(
+                f"projection={self.projection}: the descriptor's lengths mean something, and a "
+                "projection gives up lengths; use 0"
+            )
         return found

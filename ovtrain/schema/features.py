@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -39,7 +40,7 @@ from ovtrain.schema.labels import STORE, describe, read_description
 KIND, VERSION = "features", 2
 HALF = np.dtype("<f2")
 FIX = "make the features again with `ovtrain cluster`"
-SPARE_FILES = 256
+SPARE_FILES = 1024
 """Files that a process may want to open beside a store's parts."""
 
 Rows = npt.NDArray[np.float16]
@@ -115,7 +116,8 @@ def write_store(
 
 
 class _File:
-    """Rows of one part's array, read in place. Raises LabelError where it is not that array."""
+    """Rows of one part's array, read in place; open until ``close``, or until nobody holds it.
+    Raises LabelError where it is not that array."""
 
     def __init__(self, path: Path, samples: int, width: int) -> None:
         self.path, self.samples, self.stride = path, samples, width * HALF.itemsize
@@ -126,6 +128,7 @@ class _File:
                 self.start = handle.tell()
                 size = os.fstat(handle.fileno()).st_size
             self.descriptor = os.open(path, os.O_RDONLY)
+            self.close = weakref.finalize(self, os.close, self.descriptor)
         except NOT_AN_ARRAY as error:
             raise LabelError(str(path), f"unreadable ({error})", fix=FIX) from error
         right = (version, shape, fortran, dtype) == ((1, 0), (samples, width), False, HALF)
@@ -145,9 +148,6 @@ class _File:
             if not got:
                 raise LabelError(str(self.path), "was cut short while it was read", fix=FIX)
             view, at = view[got:], at + got
-
-    def close(self) -> None:
-        os.close(self.descriptor)
 
 
 class FeatureStore:

@@ -2,7 +2,8 @@
 
     python -m tests.unit.clustering.passes SHARDS FOLDER KILL_AFTER
 
-``KILL_AFTER``: samples after which it kills itself. Under torchrun the ranks are the tasks.
+``KILL_AFTER``: samples after which it kills itself. RANK of WORLD_SIZE, as torchrun sets them, says
+which task it is.
 """
 
 import os
@@ -40,15 +41,13 @@ class MeanTeacher:
 
 
 def main(shards, folder, kill_after):
-    rank, size = (int(os.environ.get(key, default)) for key, default in RANKS.items())
+    rank, size = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE"))
     teacher = MeanTeacher(stop_after=int(kill_after), sign=signal.SIGKILL)
     made = extract(
         ShardReader(shards), teacher, Path(folder), SETTINGS, task=rank, tasks=size, say=print
     )
     print("made", made is not None, teacher.seen)
 
-
-RANKS = {"RANK": "0", "WORLD_SIZE": "1"}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

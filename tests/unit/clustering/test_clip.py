@@ -7,7 +7,7 @@ import torch
 
 from clustering.clip import ClipTeacher
 from clustering.frames import join_frames
-from clustering.teachers import open_teacher, uniform_indices
+from clustering.teachers import open_teacher
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.schema.errors import ConfigError
 
@@ -45,6 +45,11 @@ def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
 
+def float32_weights(teacher):
+    embedded = teacher.tower.load(torch.device("cpu"))(torch.zeros(1, 3, SIZE, SIZE))
+    return embedded.dtype == torch.float32
+
+
 def clip(frames, height=40, width=56):
     rng = np.random.default_rng(3)
     return rng.integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
@@ -69,7 +74,6 @@ def test_samples_of_a_batch_do_not_mix(folder):
 
 def test_frames_are_taken_uniformly(folder):
     assert ClipTeacher(folder, "video", frames=8).indices(64) == [4, 12, 20, 28, 36, 44, 52, 60]
-    assert uniform_indices(3, 8) == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
 def test_name_changes_with_the_weights(folder, copy):
@@ -123,6 +127,12 @@ def test_samples_of_several_shapes_share_a_batch(folder):
         assert found == pytest.approx(teacher.features([sample])[0], abs=1e-5)
 
 
+def test_its_name_and_width_are_known_without_a_model(folder, monkeypatch):
+    monkeypatch.setattr(transformers.CLIPVisionModelWithProjection, "from_pretrained", None)
+    teacher = ClipTeacher(folder, "video", 2)
+    assert (teacher.width, teacher.name.endswith(":2x16")) == (2 * WIDTH, True)
+
+
 def test_config_opens_it(folder):
     config = ClusterConfig(teacher="clip", teacher_dir=str(folder), frames=2)
     assert open_teacher(config, "video").width == 2 * WIDTH
@@ -156,7 +166,7 @@ def test_another_kind_of_model_is_refused(copy):
 def test_damaged_weights_are_an_error(copy):
     (copy / "model.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(ConfigError, match="does not load"):
-        ClipTeacher(copy, "image")
+        ClipTeacher(copy, "image").features([clip(1)])
 
 
 def test_missing_tensors_are_an_error_not_random_numbers(copy):
@@ -166,7 +176,7 @@ def test_missing_tensors_are_an_error_not_random_numbers(copy):
     del tensors["visual_projection.weight"]
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"1 weights are missing, first visual_projection"):
-        ClipTeacher(copy, "image")
+        ClipTeacher(copy, "image").features([clip(1)])
 
 
 def test_a_part_of_the_weights_that_is_missing_is_named(copy):
@@ -191,8 +201,7 @@ def test_weights_in_parts_are_those_in_one_file(folder, tmp_path):
 def test_weights_of_half_precision_are_used_in_float32_on_a_cpu(folder, tmp_path):
     transformers.CLIPModel.from_pretrained(folder).half().save_pretrained(tmp_path)
     shutil.copy(folder / "preprocessor_config.json", tmp_path)
-    teacher = ClipTeacher(tmp_path, "image", device="cpu")
-    assert {p.dtype for p in teacher.tower.model.parameters()} == {torch.float32}
+    assert float32_weights(ClipTeacher(tmp_path, "image", device="cpu"))
 
 
 def test_a_picture_size_that_is_not_the_towers_is_an_error(copy):

@@ -102,5 +102,12 @@ def test_more_frames_than_the_virtual_grid_are_refused(folder):
 
 
 def test_a_folder_without_an_encoder_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(ConfigError, match=r"config\.json: missing"):
         ExportTeacher(tmp_path, "image")
+
+
+def test_weights_that_are_missing_are_an_error_with_the_first_batch(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "encoder")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: unreadable"):
+        ExportTeacher(copy, "image").features([clip(1)])

@@ -16,7 +16,7 @@ from ovtrain.schema.errors import LabelError, MediaError
 from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.sample import key_hash
 from tests.helpers.shards import write_shards
-from tests.helpers.world import ROOT, environment, succeed, torchrun
+from tests.helpers.world import ROOT, environment
 from tests.unit.clustering.passes import SETTINGS, MeanTeacher
 from tests.unit.clustering.shapes import write_shard
 
@@ -51,11 +51,11 @@ def one(shards, folder, teacher=None, settings=SETTINGS, say=quiet, **tasks):
         reader.close()
 
 
-def process(*arguments):
+def start(*arguments, rank=0, size=1):
+    """A task as a process of its own."""
     command = [sys.executable, "-m", "tests.unit.clustering.passes", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT
-    )
+    given = environment() | {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given, cwd=ROOT)
 
 
 def files(folder):
@@ -119,17 +119,17 @@ def test_tasks_may_change_their_number_on_the_way(pictures, straight, tmp_path):
     assert files(tmp_path) == files(straight)
 
 
-def test_ranks_of_torchrun_are_tasks(pictures, straight, tmp_path):
-    said = succeed(
-        torchrun(2, "-m", "tests.unit.clustering.passes", str(pictures), str(tmp_path), "999")
-    )
-    assert "features, task 1 of 2: 20 of 20" in said
-    assert "made True" in said
+def test_ranks_are_tasks_side_by_side(pictures, straight, tmp_path):
+    ranks = [start(pictures, tmp_path, 999, rank=rank, size=2) for rank in range(2)]
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert "features, task 1 of 2: 20 of 20" in said[1]
+    assert any("made True" in lines for lines in said)
     assert files(tmp_path) == files(straight)
 
 
 def test_a_task_that_is_killed_within_a_part_goes_on_where_it_was(pictures, straight, tmp_path):
-    killed = process(pictures, tmp_path, 18)
+    killed = start(pictures, tmp_path, 18)
+    killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("*.partial"))) == 1
     assert not (tmp_path / "store.json").exists()
@@ -232,7 +232,8 @@ def test_tasks_that_do_the_same_parts_by_mistake_do_no_harm(pictures, straight, 
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(one, pictures, tmp_path) for _ in range(3)]
         made = [run.result() for run in runs]
-    assert {found.store.identity for found in made} == {FeatureStore(straight).identity}
+    found = {one.store.identity for one in made if one is not None}  # the last sees all parts
+    assert found == {FeatureStore(straight).identity}
     one(pictures, tmp_path).store.verify()
     assert files(tmp_path) == files(straight)
 

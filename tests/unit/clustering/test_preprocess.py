@@ -25,8 +25,8 @@ SETTINGS = {
     },
 }
 MOST, MEAN = 2.0, 0.01
-"""Difference to Pillow in levels of 255: at a place in a hundred. Its weights have 22 bits, and where a
-value lies between two levels after both passes it may be two."""
+"""Difference to Pillow in levels of 255, at a place in a hundred. Its weights have 22 bits; where a
+value lies between two levels after both passes, it may be two."""
 TALL_MEAN = 0.4
 """Some releases of Pillow resize the heights of a tall picture before its widths; of noise, that is
 clipped in between, 0.35 levels are left."""

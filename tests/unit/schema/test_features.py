@@ -1,3 +1,4 @@
+import os
 import resource
 from hashlib import sha256
 from pathlib import Path
@@ -145,9 +146,27 @@ def test_a_store_of_more_parts_than_files_may_be_open_is_read(tmp_path: Path):
     features = parted(tmp_path, [1] * 80)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        used = len(list(Path("/proc/self/fd").iterdir()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))
         store = FeatureStore(tmp_path)
         assert np.array_equal(store.array(), features)
         store.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_store_that_nobody_holds_is_closed(tmp_path: Path):
+    parted(tmp_path, [1] * 5)
+
+    def opened() -> int:
+        files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        return sum(str(tmp_path) in file for file in files)
+
+    store = FeatureStore(tmp_path)
+    assert opened() == 5
+    other = FeatureStore(tmp_path)
+    store.close()
+    assert opened() == 5
+    assert other.rows(0, 5).shape == (5, 5)
+    del other
+    assert opened() == 0
