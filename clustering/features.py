@@ -129,7 +129,7 @@ def finish(
     if _listed(folder) != parts:
         files = store_files(teacher, folder)
         write_store(folder, parts, teacher.name, reader.manifest.fingerprint, files)
-        _sweep(folder, {part.name for part in parts})
+    _sweep(folder, {part.name for part in parts})
     return FeaturePass(FeatureStore(folder))
 
 

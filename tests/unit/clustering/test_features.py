@@ -320,6 +320,9 @@ def test_what_dead_processes_left_goes_with_the_last_part(pictures, tmp_path):
     one(pictures, tmp_path)
     assert not old.exists()
     assert young.exists()  # it may be of a task that still runs
+    os.utime(young, (0, 0))
+    one(pictures, tmp_path)
+    assert not young.exists()
 
 
 def test_a_teachers_arrays_are_kept_beside_its_features(pictures, tmp_path):
