@@ -104,7 +104,7 @@ void add_rows(Matrix<int64_t> sums, Column<int64_t> counts, Array points, Column
                 const int64_t id = owner[i];
                 if (id < 0 || id >= clusters || id % groups != group) continue;
                 add_fixed(from, i, first, last, scale, to + id * width);
-                number[id] += part == 0;
+                if (part == 0) ++number[id];  // the others must not even write what they read
             }
         }
 }
