@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from clustering.approximate import ApproximateSearch, tune
+from clustering.arrays import silent
 from clustering.assign import Labelling, label_all, store_labels
 from clustering.centers import CenterJob, make_centers
 from clustering.features import PassSettings, Skipped, extract, finish
@@ -80,7 +81,7 @@ class Run:
         self, job: Clustering, world: World, reader: ShardReader, say: Callable[[str], None]
     ) -> None:
         self.job, self.world, self.reader = job, world, reader
-        self.say = say if world.is_main else _silent
+        self.say = say if world.is_main else silent
         self.config, self.out = job.config, job.out
 
     def all(self) -> None:
@@ -331,10 +332,6 @@ def _write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _silent(_: str) -> None:
-    """One rank speaks."""
 
 
 def _task(text: str) -> tuple[int, int]:

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clustering.arrays import alone, cluster_points, silent
 from clustering.kmeans.draw import first_centers
-from clustering.kmeans.lloyd import Lloyd
-from clustering.kmeans.passes import CHUNK, Passes
-from clustering.kmeans.state import Array, MemoryState
-from clustering.neighbours import make_layout
+from clustering.kmeans.passes import CHUNK
+from clustering.kmeans.state import Array
 from clustering.pace import Pace
 from clustering.points import ArraySource, Points, RowNumbers
 from clustering.search import unpack_array
@@ -126,19 +125,12 @@ class Cells:
             rows = np.sort(rng.choice(rows, most, replace=False))
         taken = ArraySource(self.points.source.take(rows))
         inside = replace(self.points, source=taken, bad=rows[:0])
-        alone = World(0, self.world.local_rank, 1, self.world.device, None)
+        world = alone(self.world.device, self.world.local_rank)
         seed = seed_for(self.config.seed, "cell", j)
-        start = first_centers(inside, clusters, seed, self.config.start, alone, fewer=True)
-        config = replace(self.config, clusters=len(start), restarts=1, seed=seed, center_shards=1)
-        layout = make_layout(alone, len(rows), len(start), inside.width, config.memory_gib, 1)
-        state = MemoryState(len(rows), len(start), inside.width)
-        passes = Passes(inside, layout, len(start), config.engine, self.largest, _silent)
-        Lloyd(inside, config, passes, state, _silent).run(start)
-        return Cell(state.best, state.progress.objective, len(rows))
-
-
-def _silent(_: str) -> None:
-    """A cell's iterations are not worth a line each."""
+        start = first_centers(inside, clusters, seed, self.config.start, world, fewer=True)
+        config = replace(self.config, clusters=len(start), restarts=1, seed=seed)
+        made = cluster_points(inside, config, self.largest, world, start, silent)
+        return Cell(made.centers, made.objective, len(rows))
 
 
 def _path(folder: Path, j: int) -> Path:

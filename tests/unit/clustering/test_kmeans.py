@@ -19,12 +19,12 @@ def test_each_engine_is_lloyd_in_float64(engine, spherical, offset):
     x = blobs(offset=offset, spread=0.7)
     points, _ = points_of(x, spherical)
     start = first_centers(points, 30, 5, "random", ALONE)
-    state, owner = cluster(x, start, clusters=30, iterations=8, engine=engine, spherical=spherical)
+    made, owner = cluster(x, start, clusters=30, iterations=8, engine=engine, spherical=spherical)
     wide = unit(x.astype(np.float64)) if spherical else x.astype(np.float64)
     centers, objective, truth = lloyd(wide, wide[start], 8, spherical)
-    assert not any(row["repaired"] for row in state.progress.rows)  # plain Lloyd repairs none
-    assert state.progress.objective == pytest.approx(objective, rel=1e-4)
-    assert state.best == pytest.approx(centers, abs=1e-5)
+    assert not any(row["repaired"] for row in made.rows)  # plain Lloyd repairs none
+    assert made.objective == pytest.approx(objective, rel=1e-4)
+    assert made.centers == pytest.approx(centers, abs=1e-5)
     squared = distances(wide, centers)
     rows = np.arange(len(x))
     scale = (wide**2).sum(axis=1)
@@ -35,25 +35,27 @@ def test_each_engine_is_lloyd_in_float64(engine, spherical, offset):
 def test_engines_reach_the_same_from_the_same_seed():
     x = blobs(seed=1)
     made = [cluster(x, clusters=50, iterations=20, engine=e)[0] for e in ("gemm", "faiss")]
-    one, other = (state.progress.objective for state in made)
+    one, other = (each.objective for each in made)
     assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_the_objective_never_rises_and_is_that_of_the_centers_it_is_told_of():
     x = blobs(seed=2)
-    state, owner = cluster(x, clusters=40, iterations=30, seed=3)
-    rows = state.progress.rows
+    made, owner = cluster(x, clusters=40, iterations=30, seed=3)
+    rows = made.rows
     told = [row["objective"] for row in rows]
     assert all(b <= a * (1 + 1e-6) for a, b in pairwise(told))
     assert rows[-1]["final"]
-    final = ((x.astype(np.float64) - state.best.astype(np.float64)[owner]) ** 2).sum()
+    final = ((x.astype(np.float64) - made.centers.astype(np.float64)[owner]) ** 2).sum()
     assert told[-1] == pytest.approx(final, rel=1e-6)
 
 
 @pytest.mark.parametrize("start", ["random", "kmeans++"])
 def test_the_seed_is_all_that_matters(start):
     x = blobs(seed=4)
-    made = [cluster(x, clusters=20, iterations=3, seed=s, start=start)[0].best for s in (1, 1, 2)]
+    made = [
+        cluster(x, clusters=20, iterations=3, seed=s, start=start)[0].centers for s in (1, 1, 2)
+    ]
     assert (made[0] == made[1]).all()
     assert (made[0] != made[2]).any()
 
@@ -62,7 +64,7 @@ def test_memory_for_a_part_of_the_centers_gives_the_same_bits():
     x = blobs(seed=5)
     whole, owner = cluster(x, clusters=30, iterations=6)
     parts, owner_too = cluster(x, clusters=30, iterations=6, memory_gib=8e-6)
-    assert (whole.best == parts.best).all()
+    assert (whole.centers == parts.centers).all()
     assert (owner == owner_too).all()
 
 
@@ -71,9 +73,7 @@ def test_kmeans_plus_plus_begins_better_than_at_random():
     first = {
         start: np.mean(
             [
-                cluster(x, clusters=40, iterations=1, seed=s, start=start)[0].progress.rows[0][
-                    "objective"
-                ]
+                cluster(x, clusters=40, iterations=1, seed=s, start=start)[0].rows[0]["objective"]
                 for s in range(3)
             ]
         )
@@ -84,12 +84,12 @@ def test_kmeans_plus_plus_begins_better_than_at_random():
 
 def test_the_best_restart_is_kept():
     x = blobs(seed=7)
-    state, _ = cluster(x, clusters=40, iterations=10, restarts=4)
-    final = [row["objective"] for row in state.progress.rows if row.get("final")]
+    made, _ = cluster(x, clusters=40, iterations=10, restarts=4)
+    final = [row["objective"] for row in made.rows if row.get("final")]
     assert len(final) == 4
-    assert state.progress.objective == min(final)
+    assert made.objective == min(final)
     wide = x.astype(np.float64)
-    assert distances(wide, state.best).min(axis=1).sum() == pytest.approx(min(final), rel=1e-6)
+    assert distances(wide, made.centers).min(axis=1).sum() == pytest.approx(min(final), rel=1e-6)
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -98,9 +98,9 @@ def test_no_center_is_empty_where_there_are_as_many_distinct_points(spherical):
     kinds = rng.standard_normal((30, 6)).astype(np.float16)
     x = np.concatenate([kinds, kinds[rng.integers(3, size=2000)]])  # nearly all are three points
     for clusters in (30, 29, 10):
-        state, owner = cluster(x, clusters=clusters, iterations=5, spherical=spherical)
+        made, owner = cluster(x, clusters=clusters, iterations=5, spherical=spherical)
         assert len(np.unique(owner)) == clusters
-        assert distinct(state.best) == clusters
+        assert distinct(made.centers) == clusters
 
 
 def test_points_that_differ_in_their_last_bit_are_distinct():
@@ -146,11 +146,11 @@ def test_skipped_bad_rows_change_nothing_for_the_others():
     points, _ = points_of(x, policy="skip")
     assert (points.bad.tolist(), points.usable) == ([17, 30], 498)
     start = first_centers(points, 10, 0, "random", ALONE)
-    state, owner = cluster(x, start, clusters=10, iterations=4, bad="skip")
+    made, owner = cluster(x, start, clusters=10, iterations=4, bad="skip")
     good = np.delete(x, [17, 30], axis=0)
     shifted = start - (start > 17) - (start > 30)
     clean, clean_owner = cluster(good, shifted, clusters=10, iterations=4)
-    assert (state.best == clean.best).all()
+    assert (made.centers == clean.centers).all()
     assert owner[[17, 30]].tolist() == [-1, -1]
     assert (np.delete(owner, [17, 30]) == clean_owner).all()
 
@@ -174,25 +174,25 @@ def test_large_numbers_do_not_overflow_the_sums():
     x = (blobs(samples=2000, seed=9).astype(np.float32) * 8000).astype(np.float16)
     assert np.isfinite(x).all()
     start = first_centers(points_of(x)[0], 20, 0, "random", ALONE)
-    state, _ = cluster(x, start, clusters=20, iterations=5)
+    made, _ = cluster(x, start, clusters=20, iterations=5)
     wide = x.astype(np.float64)
     centers, objective, _ = lloyd(wide, wide[start], 5, spherical=False)
-    assert state.best == pytest.approx(centers, rel=1e-5, abs=1e-2)
-    assert state.progress.objective == pytest.approx(objective, rel=1e-4)
+    assert made.centers == pytest.approx(centers, rel=1e-5, abs=1e-2)
+    assert made.objective == pytest.approx(objective, rel=1e-4)
 
 
 def test_one_point_one_center():
-    state, owner = cluster(np.ones((1, 3), np.float16), clusters=1)
-    assert state.best.tolist() == [[1, 1, 1]]
+    made, owner = cluster(np.ones((1, 3), np.float16), clusters=1)
+    assert made.centers.tolist() == [[1, 1, 1]]
     assert owner.tolist() == [0]
 
 
 def test_a_tolerance_ends_it_early_and_so_does_standing_still():
     x = blobs(seed=10)
-    rows = cluster(x, clusters=40, iterations=100)[0].progress.rows
+    rows = cluster(x, clusters=40, iterations=100)[0].rows
     assert rows[-2]["moved"] == 0
     assert len(rows) < 80
-    assert len(cluster(x, clusters=40, iterations=100, tolerance=0.05)[0].progress.rows) < len(rows)
+    assert len(cluster(x, clusters=40, iterations=100, tolerance=0.05)[0].rows) < len(rows)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 100, 1025])
