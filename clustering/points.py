@@ -152,6 +152,13 @@ def unit_rows(x: Tensor) -> Tensor:
     return wide / length.float()
 
 
+def digests_of(points: Points, rows: RowNumbers) -> npt.NDArray[np.uint64]:
+    """(n,) of usable rows, a block of them in memory at a time."""
+    size = block_rows(points.width)
+    parts = [digests(points.take(rows[i : i + size])) for i in range(0, len(rows), size)]
+    return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
 def digests(x: Tensor) -> npt.NDArray[np.uint64]:
     """(B,) a hash of each row's numbers: equal rows, equal hashes."""
     rows = np.ascontiguousarray((x + 0.0).cpu().numpy())  # -0 is 0

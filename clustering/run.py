@@ -50,6 +50,7 @@ from ovtrain.schema.atomic import atomic_open, file_sha256, write_json
 from ovtrain.schema.errors import ConfigError, LabelError, exit_status
 from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.labels import STORE, CentroidStore, read_description
+from ovtrain.schema.lock import take
 from ovtrain.schema.manifest import MANIFEST
 
 SETTINGS, STAGES, CONVERGENCE = "settings.json", "stages.json", "convergence.jsonl"
@@ -91,6 +92,7 @@ class Run:
         if self.job.centroids is None:  # before the long feature pass, not after it
             _check_clusters(self.config.clusters, len(self.reader))
         if self.world.is_main and not self.job.task:
+            take(self.out, "--out")
             given = self.job.centroids
             about = {
                 "shards": str(self.job.shards.resolve()),

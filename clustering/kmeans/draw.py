@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clustering.points import Points, RowNumbers, digests
+from clustering.points import Points, RowNumbers, digests_of
 from ovtrain.distributed.collectives import gather_objects
 from ovtrain.distributed.context import World, seed_for
 from ovtrain.schema.errors import ConfigError
@@ -99,7 +99,7 @@ def _distinct(points: Points, drawn: RowNumbers, count: int, seed: int, world: W
 def _digests(points: Points, rows: RowNumbers, world: World) -> np.ndarray:
     """Of all ``rows``, each rank reading its part of them."""
     mine = world.slice_of(len(rows))
-    found = digests(points.take(rows[mine.start : mine.stop]))
+    found = digests_of(points, rows[mine.start : mine.stop])
     return np.concatenate(gather_objects(found, world.group))
 
 

@@ -29,7 +29,7 @@ from clustering.kmeans.passes import CHUNK, Passes, Tally
 from clustering.kmeans.refill import Members, Worst, freed, parts
 from clustering.kmeans.state import Array, State
 from clustering.neighbours import Layout
-from clustering.points import Points, RowNumbers, digests
+from clustering.points import Points, RowNumbers, digests_of
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.distributed.collectives import gather_objects
 from ovtrain.distributed.context import seed_for
@@ -185,7 +185,7 @@ class Lloyd:
             worst.add(block)
         worst.merge(gather_objects(worst.kept, self.layout.grid.world.group))
         rows = worst.rows()
-        first = np.sort(np.unique(digests(self.points.take(rows)), return_index=True)[1])
+        first = np.sort(np.unique(digests_of(self.points, rows), return_index=True)[1])
         rows = rows[first[: len(empty)]]
         assert len(rows), "a center is empty and yet every point lies on one"
         return Moves(empty[: len(rows)], rows)

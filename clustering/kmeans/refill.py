@@ -55,7 +55,9 @@ def parts(apart: Counts, wanted: int) -> dict[int, int]:
     sizes = [(-int(n), int(j)) for j, n in enumerate(apart) if n]
     heapq.heapify(sizes)
     given: dict[int, int] = {}
-    while sizes and sum(given.values()) < wanted:
+    for _ in range(wanted):
+        if not sizes:
+            break
         _, j = heapq.heappop(sizes)
         given[j] = given.get(j, 0) + 1
         if given[j] < apart[j]:

@@ -11,6 +11,7 @@ ENGINES = ("gemm", "faiss")
 STARTS = ("random", "kmeans++")
 SEARCHES = ("exact", "ivf", "hnsw")
 POLICIES = ("refuse", "skip")
+PLUS_PLUS_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,29 @@ class ClusterConfig:
         none = ("seed", "frame_dims", "projection", "tolerance", "largest", "coarse")
         counts += ("restarts", "memory_gib", "recall")
         found += broken(self, "", {POSITIVE: counts, NOT_NEGATIVE: (*none, "center_shards")})
-        if self.top > self.clusters:
-            found.append(f"top={self.top} exceeds clusters={self.clusters}; lower top")
-        found += self._no_effect()
-        if self.recall > 1:
-            found.append(f"recall={self.recall} must be at most 1")
+        return found + self._of_teacher() + self._of_centers()
+
+    def _of_centers(self) -> list[str]:
+        found = list[str]()
+        for name in ("top", "coarse"):
+            if getattr(self, name) > self.clusters:
+                found.append(
+                    f"{name}={getattr(self, name)} exceeds clusters={self.clusters}; lower {name}"
+                )
+        if self.start == "kmeans++" and self.clusters > PLUS_PLUS_MOST:
+            found.append(
+                f"start=kmeans++ reads its sample once for each of clusters={self.clusters}; use "
+                f"start=random above {PLUS_PLUS_MOST}"
+            )
+        if self.coarse and self.restarts > 1:
+            found.append(f"restarts={self.restarts} is for flat k-means; use 1 with coarse")
         if 0 < self.largest <= 1:
             found.append(f"largest={self.largest} must be above 1, times the mean size, or 0")
-        if self.coarse > self.clusters:
-            found.append(f"coarse={self.coarse} exceeds clusters={self.clusters}; lower coarse")
+        if self.recall > 1:
+            found.append(f"recall={self.recall} must be at most 1")
         return found
 
-    def _no_effect(self) -> list[str]:
+    def _of_teacher(self) -> list[str]:
         """What the teacher cannot follow."""
         found = list[str]()
         if self.frame_dims and self.teacher != "clip":

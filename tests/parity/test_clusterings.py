@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from ovtrain.schema.features import FeatureStore, write_part, write_store
+from tests.helpers.shards import write_shards
 from tests.helpers.world import environment, succeed, torchrun, torchrun_command
 from tests.unit.clustering.reference import blobs
 
@@ -113,3 +115,23 @@ def test_killed_at_random_moments_and_resumed_nothing_differs(store, alone, tmp_
     assert hit > 3
     succeed(torchrun(processes, JOB, str(store), str(tmp_path), listed(1)))
     same(alone, read(tmp_path))
+
+
+def test_the_command_on_two_processes_writes_what_it_writes_on_one(tmp_path):
+    write_shards(tmp_path / "s", "image", 40, size=28)
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        words = ["--out", str(out), "--nproc", str(processes), "clusters=6", "top=3"]
+        command = [sys.executable, "-m", "launch.cli", "cluster", str(tmp_path / "s"), *words]
+        more = ["part_samples=16", "batch=4"]
+        succeed(
+            subprocess.run(
+                [*command, *more], env=environment(), capture_output=True, text=True, check=False
+            )
+        )
+    one, two = tmp_path / "1", tmp_path / "2"
+    for file in sorted(p.relative_to(one) for p in one.rglob("*.np[yz]")):
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    found = [json.loads((folder / "quality.json").read_text()) for folder in (one, two)]
+    assert found[0] == found[1]
+    assert found[0]["empty"] == 0

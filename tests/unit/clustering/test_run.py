@@ -112,3 +112,46 @@ def test_module_prints_no_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_stages_alone_say_what_they_need(shards, tmp_path, capsys):
+    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
+    assert main([*command, "--stage", "centers"]) == 2
+    assert "no features of these shards" in capsys.readouterr().err
+    assert main([*command, "--stage", "features", "--task", "0/2", "part_samples=5"]) == 0
+    assert "other tasks are not done yet" in capsys.readouterr().out
+    assert main([*command, "--stage", "centers"]) == 2
+    assert main([*command, "--stage", "features", "--task", "1/2", "part_samples=5"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--stage", "labels"]) == 2
+    assert "no centers of these shards" in capsys.readouterr().err
+    assert main([*command, "--stage", "centers"]) == 0
+    assert main([*command, "--stage", "labels"]) == 0
+    assert len(LabelStore.read(tmp_path / "labels").keys) == 24
+    rows = [json.loads(line) for line in (tmp_path / "convergence.jsonl").read_text().splitlines()]
+    assert rows[-1]["final"]
+    assert not (tmp_path / "kmeans").exists()
+
+
+@pytest.mark.parametrize("task", ["3/2", "1", "x/2", "-1/2"])
+def test_a_share_that_is_none_is_refused(shards, tmp_path, capsys, task):
+    command = [str(shards), "--out", str(tmp_path), "--stage", "features", f"--task={task}"]
+    assert main([*command, *SETTINGS]) == 2
+    assert "allowed: I/N" in capsys.readouterr().err
+
+
+def test_an_approximate_search_tells_its_recall(out, shards, tmp_path):
+    centers = ["--centroids", str(out / "centroids")]
+    command = [str(shards), "--out", str(tmp_path), *centers, *SETTINGS]
+    assert main([*command, "search=ivf", "recall=1.0"]) == 0
+    about = json.loads((tmp_path / "quality.json").read_text())["search"]
+    assert (about["search"], about["recall"]) == ("ivf", 1.0)
+    same = LabelStore.read(out / "labels")
+    assert (LabelStore.read(tmp_path / "labels").ids == same.ids).all()
+    assert main([*command, "search=hnsw", "center_shards=2"]) == 2
+
+
+def test_settings_say_where_labels_came_from(out, shards):
+    about = json.loads((out / "settings.json").read_text())
+    assert (about["shards"], about["centroids"]) == (str(shards.resolve()), None)
+    assert about["config"]["clusters"] == 4
