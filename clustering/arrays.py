@@ -92,7 +92,7 @@ def nearest(
     found = look(ArraySource(x), world, silent)
     bad = found.bad(spherical=config.spherical, policy=config.bad)
     points = Points(ArraySource(x), world.device, config.spherical, bad)
-    layout = make_layout(world, len(x), *centers.shape, config.memory_gib, 1)
+    layout = make_layout(world, len(x), len(centers), centers.shape[1], config.memory_gib, 1)
     keys = np.full((len(x), top), -1, np.int64)
     neighbours = Neighbours(points, layout, config.engine)
     for block, some in neighbours.keys(MemoryArray(centers), top, layout.samples, _count_nothing):
