@@ -11,8 +11,8 @@ default      one iteration (assignment and new centers): ours, from a FeatureSto
              their objectives are compared
 --million    1,000,000 x 1,024 features and 20,000 centers in a process of its own: seconds of each
              iteration, and the most memory it ever had (VmHWM)
---plan       ``ovtrain cluster plan`` against runs at three sizes: the rate of products is taken
-             from the first one, times and memory of all are compared with what the plan says
+--plan       ``ovtrain cluster plan`` against runs at three sizes, with its values for a CPU:
+             seconds of an iteration, and memory
 --coarse     cells first: time and objective against the flat k-means
 """
 
@@ -41,8 +41,9 @@ from clustering.neighbours import make_layout
 from clustering.points import Points
 from clustering.search import faiss_module
 from clustering.survey import look
+from launch.cluster_plan import PlanRequest, machine_of
 from ovtrain.config.cluster import ClusterConfig
-from ovtrain.costs.clustering import Machine, Problem, center_memory, kmeans_plan, layout
+from ovtrain.costs.clustering import Problem, center_memory, kmeans_plan, layout
 from ovtrain.distributed.context import World
 from ovtrain.schema.features import FeatureStore
 
@@ -160,7 +161,8 @@ def million(given: argparse.Namespace, folder: Path) -> str:
 
 
 def against_plan(folder: Path) -> str:
-    rate, rows = 0.0, []
+    machine = machine_of(PlanRequest(samples=1, gpus=1, gpu="cpu"))
+    rows = []
     for samples, width, clusters in SIZES:
         store = folder / f"store-{samples}-{width}"
         make_store(store, samples, width, clusters)
@@ -168,8 +170,6 @@ def against_plan(folder: Path) -> str:
         measured = float(np.median(found["iteration_s"][:-1]))
         problem = Problem(samples, width, clusters)
         flops = 2.0 * samples * width * clusters + samples * width
-        rate = rate or flops / measured / 1e12
-        machine = Machine(1, rate, 16.0, 20.0, 1.0, 2.0, per_node=1)
         plan = kmeans_plan(problem, machine, iterations=3)
         memory = sum(center_memory(problem, layout(problem, machine)).values())
         rows.append(
@@ -183,7 +183,7 @@ def against_plan(folder: Path) -> str:
                 "planned_memory_mib": round(memory / 2**20),
             }
         )  # fmt: skip
-    return line("kmeans plan", rate_tflops=round(rate, 3), sizes=rows)
+    return line("kmeans plan", tflops=machine.tflops, memory_gbs=machine.memory_gbs, sizes=rows)
 
 
 def in_cells(given: argparse.Namespace, folder: Path) -> str:

@@ -32,7 +32,8 @@ with A coarse cells: as many iterations over A centers, then as many within the 
 each, from memory, then one pass over all C centers. Labels are one pass with K neighbours.
 
 Time of a pass: the slowest of products at the achievable rate (peak x efficiency), memory traffic
-at the device's bandwidth, and reading at the nodes' disks, which overlap; then what ranks exchange,
+at the device's bandwidth, and reading at the nodes' disks, which overlap (on a CPU, whose cores do
+both, products and memory traffic add up); then what ranks exchange,
 which does not. Left out: the drawing of first centers, refills, start-up, what the page cache
 saves, the candidates' exact distances (inside the efficiency), copies from host to device.
 
@@ -96,7 +97,7 @@ def label_bytes(samples: int, top: int) -> int:
 class Machine:
     """``devices`` of one kind. tflops: achievable by one; memory_gb of one, memory_gbs its
     bandwidth; exchange_gbs: what a rank sends per second while it receives as much; disk_gbs of a
-    node of ``per_node`` devices."""
+    node of ``per_node`` devices; overlaps: products run while memory is moved."""
 
     devices: int
     tflops: float
@@ -105,6 +106,7 @@ class Machine:
     exchange_gbs: float
     disk_gbs: float
     per_node: int = 8
+    overlaps: bool = True
 
     @property
     def nodes(self) -> int:
@@ -143,10 +145,13 @@ class Cost:
     memory_s: float
     disk_s: float
     exchange_s: float
+    overlaps: bool = True
 
     @property
     def total_s(self) -> float:
-        return max(self.compute_s, self.memory_s, self.disk_s) + self.exchange_s
+        both = [self.compute_s, self.memory_s]
+        inside = max(both) if self.overlaps else sum(both)
+        return max(inside, self.disk_s) + self.exchange_s
 
     @property
     def bound(self) -> str:
@@ -208,6 +213,7 @@ def _cost(machine: Machine, flops: float, read: float, touched: float, sent: flo
         touched / (machine.devices * machine.memory_gbs * 1e9),
         read / (machine.nodes * machine.disk_gbs * 1e9),
         sent / (machine.exchange_gbs * 1e9),
+        machine.overlaps,
     )
 
 
