@@ -51,7 +51,7 @@ from ovtrain.schema.errors import ConfigError, LabelError, exit_status
 from ovtrain.schema.features import FeatureStore
 from ovtrain.schema.labels import STORE, CentroidStore, read_description
 from ovtrain.schema.lock import take
-from ovtrain.schema.manifest import MANIFEST
+from ovtrain.schema.manifest import MANIFEST, ShardManifest
 
 SETTINGS, STAGES, CONVERGENCE = "settings.json", "stages.json", "convergence.jsonl"
 QUALITY, SKIPPED, SURVEY = "quality.json", "skipped.jsonl", "survey.npz"
@@ -78,10 +78,9 @@ class Clustering:
 class Run:
     """A rank's part of a clustering. Methods are collective."""
 
-    def __init__(
-        self, job: Clustering, world: World, reader: ShardReader, say: Callable[[str], None]
-    ) -> None:
-        self.job, self.world, self.reader = job, world, reader
+    def __init__(self, job: Clustering, world: World, say: Callable[[str], None]) -> None:
+        self.job, self.world = job, world
+        self.manifest = ShardManifest.read(job.shards)
         self.say = say if world.is_main else silent
         self.config, self.out = job.config, job.out
 
@@ -90,7 +89,7 @@ class Run:
         stages = {"features": self.features, "centers": self.centers, "labels": self.labels}
         wanted = [self.job.stage] if self.job.stage else list(stages)
         if self.job.centroids is None:  # before the long feature pass, not after it
-            _check_clusters(self.config.clusters, len(self.reader))
+            _check_clusters(self.config.clusters, self.manifest.samples)
         if self.world.is_main and not self.job.task:
             take(self.out, "--out")
             given = self.job.centroids
@@ -104,11 +103,16 @@ class Run:
             if name != "centers" or self.job.centroids is None:
                 stages[name]()
 
+    @cached_property
+    def reader(self) -> ShardReader:
+        """Opened by those who need it: its index takes some 40 bytes of memory per sample."""
+        return ShardReader(self.job.shards)
+
     # -- features
 
     @cached_property
     def feature_stamp(self) -> str:
-        teacher = open_teacher(self.config, self.reader.manifest.kind)
+        teacher = open_teacher(self.config, self.manifest.kind)
         return _stamp(manifest=file_sha256(self.job.shards / MANIFEST), teacher=teacher.name)
 
     def features(self) -> None:
@@ -118,7 +122,7 @@ class Run:
     def _extract(self) -> str:
         """This rank's parts, or those of its task of an array; what is said where all are there."""
         config, folder = self.config, self.out / "features"
-        teacher = open_teacher(config, self.reader.manifest.kind)
+        teacher = open_teacher(config, self.manifest.kind)
         settings = PassSettings(config.workers, config.batch, config.part_samples)
         task, tasks = self.job.task or (self.world.rank, self.world.size)
         extract(self.reader, teacher, folder, settings, task=task, tasks=tasks, say=self.say)
@@ -348,11 +352,7 @@ def run(job: Clustering, say: Callable[[str], None] = _say) -> None:
     """All stages of ``job``, in the world that the environment describes. Raises OvtrainError."""
     die_with_launcher()
     world = start_world()
-    reader = ShardReader(job.shards)
-    try:
-        Run(job, world, reader, say).all()
-    finally:
-        reader.close()
+    Run(job, world, say).all()
     stop_world()
 
 
