@@ -6,6 +6,8 @@ A process holds the parts that it asked for, whatever the size of the file. The 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,23 @@ class ArrayFile:
         assert array.shape[1:] == self.shape[1:], (array.shape, self.shape)
         view = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
         at = self._start + first * self._stride
-        while len(view):
-            put = os.pwrite(self._descriptor, view, at)
-            view, at = view[put:], at + put
+        with self._named():
+            while len(view):
+                put = os.pwrite(self._descriptor, view, at)
+                view, at = view[put:], at + put
 
     def sync(self) -> None:
-        os.fsync(self._descriptor)
+        with self._named():
+            os.fsync(self._descriptor)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A full disk has a name."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def close(self) -> None:
         os.close(self._descriptor)

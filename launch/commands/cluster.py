@@ -35,6 +35,7 @@ def cluster() -> None:
 @click.argument("shards", metavar="SHARDS_DIR")
 @click.option("--out", required=True, help="Folder for features, centroids and labels.")
 @click.option("--config", help="ClusterConfig YAML, a path or a shipped name.")
+@click.option("--features", help="Use this feature store, of another seed's run say.")
 @click.option("--centroids", help="Label against these centers instead of making new ones.")
 @click.option(
     "--nproc",
@@ -52,6 +53,7 @@ def run(
     shards: str,
     out: str,
     config: str | None,
+    features: str | None,
     centroids: str | None,
     nproc: int,
     stage: str | None,
@@ -67,7 +69,7 @@ def run(
 
     if task and stage != "features":
         raise click.UsageError("--task needs --stage features: the other stages are one job each")
-    given = {"--centroids": centroids, "--stage": stage, "--task": task}
+    given = {"--features": features, "--centroids": centroids, "--stage": stage, "--task": task}
     extra = [word for name, value in given.items() if value for word in (name, value)]
     arguments = job_arguments(shards, out, config, overrides, *extra)
     if nproc == 1:

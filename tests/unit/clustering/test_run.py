@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import subprocess
@@ -6,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from clustering.kmeans import array_file
 from clustering.quality import purity
 from clustering.run import main
 from ovtrain.data.shards import ShardReader
@@ -155,3 +157,32 @@ def test_settings_say_where_labels_came_from(out, shards):
     about = json.loads((out / "settings.json").read_text())
     assert (about["shards"], about["centroids"]) == (str(shards.resolve()), None)
     assert about["config"]["clusters"] == 4
+
+
+def test_features_made_before_are_used_where_they_are_of_these_shards(
+    out, shards, tmp_path, capsys
+):
+    made = ["--features", str(out / "features")]
+    assert main([str(shards), "--out", str(tmp_path / "a"), *made, *SETTINGS]) == 0
+    said = capsys.readouterr().out
+    assert "features" not in said.replace("looking through the features", "")
+    assert not (tmp_path / "a" / "features").exists()
+    for name in ("keys", "ids"):
+        one, other = (folder / "labels" / f"{name}.npy" for folder in (out, tmp_path / "a"))
+        assert one.read_bytes() == other.read_bytes()
+    other = write_shard(
+        tmp_path / "s", "video", {"k": encode(moving_square(travel(40, 0), seed=1))}
+    )
+    assert main([str(other), "--out", str(tmp_path / "b"), *made, "clusters=1", "top=1"]) == 2
+    assert "features of shards" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(shards, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(array_file.os, "pwrite", full)
+        assert main([str(shards), "--out", str(tmp_path), *SETTINGS]) == 2
+    assert re.search(r"error: .*centers-0\.npy: No space left", capsys.readouterr().err)
+    assert main([str(shards), "--out", str(tmp_path), *SETTINGS]) == 0
