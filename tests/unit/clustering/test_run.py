@@ -181,8 +181,11 @@ def test_a_full_disk_is_one_line_that_names_the_file(shards, tmp_path, capsys, m
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(array_file.os, "pwrite", full)
-        assert main([str(shards), "--out", str(tmp_path), *SETTINGS]) == 2
-    assert re.search(r"error: .*centers-0\.npy: No space left", capsys.readouterr().err)
-    assert main([str(shards), "--out", str(tmp_path), *SETTINGS]) == 0
+    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
+    for file in (r"part-00000\..*", r"centers-0\.npy"):
+        with monkeypatch.context() as patched:
+            patched.setattr(array_file.os, "pwrite", full)
+            assert main(command) == 2
+        assert re.search(f"error: .*{file}: No space left", capsys.readouterr().err)
+        assert main([*command, "--stage", "features"]) == 0
+    assert main(command) == 0
