@@ -22,7 +22,7 @@ import numpy.typing as npt
 from clustering.kmeans.array_file import ArrayFile
 from clustering.kmeans.state import Array
 from clustering.neighbours import Layout, Neighbours, Table
-from clustering.pace import Pace
+from clustering.progress import Pace
 from clustering.search import unpack_array
 from ovtrain.config.step_plan import split
 from ovtrain.distributed.collectives import barrier, broadcast_object

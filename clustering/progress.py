@@ -1,4 +1,5 @@
-"""Progress of a feature pass: a line at most every two seconds, and one at the end."""
+"""How far a long pass is: plain lines. Of the feature pass every two seconds and at the end; of
+passes over features rarely, and never of short ones."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SAY_EVERY = 2.0
+SAY_EVERY, PASS_EVERY = 2.0, 10.0
+"""Seconds between two lines."""
 
 
 class Progress:
@@ -46,6 +48,25 @@ class Progress:
         line += f"{self.waited / seconds:.0%} waiting for data, {self.bad} skipped"
         left = self.total - self.done
         return f"{line}, {duration(left / rate)} left" if left else line
+
+
+class Pace:
+    """Nothing is said of what ends sooner than the first line would come."""
+
+    def __init__(self, total: int, what: str, say: Callable[[str], None]) -> None:
+        self.total, self.what, self.say = total, what, say
+        self.done = 0
+        self.start = self.said = time.monotonic()
+
+    def step(self, more: int) -> None:
+        self.done += more
+        now = time.monotonic()
+        if now - self.said < PASS_EVERY:
+            return
+        self.said = now
+        rate = self.done / (now - self.start)
+        left = duration((self.total - self.done) / rate)
+        self.say(f"{self.what}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, {left} left")
 
 
 def duration(seconds: float) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from clustering.pace import Pace
 from clustering.points import Half, RowNumbers, Source, read_ahead
+from clustering.progress import Pace
 from ovtrain.distributed.collectives import broadcast_object, gather_objects
 from ovtrain.distributed.context import World
 from ovtrain.schema.arrays import NOT_ARRAYS

@@ -23,8 +23,8 @@ from clustering.arrays import alone, cluster_points, silent
 from clustering.kmeans.draw import first_centers
 from clustering.kmeans.passes import CHUNK
 from clustering.kmeans.state import Array
-from clustering.pace import Pace
 from clustering.points import ArraySource, Points, RowNumbers
+from clustering.progress import Pace
 from clustering.search import unpack_array
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.distributed.context import World, seed_for

@@ -19,8 +19,8 @@ from torch import Tensor
 from clustering.kmeans.refill import Assigned, Counts
 from clustering.kmeans.state import Array
 from clustering.neighbours import Layout, Neighbours, keys_of
-from clustering.pace import Pace
 from clustering.points import Block, Points
+from clustering.progress import Pace
 from clustering.search import NO_KEY, open_search, pack, unpack, unpack_array
 from ovtrain.distributed.collectives import barrier, broadcast_object, reduce_in_place
 from ovtrain.ops.nearest import add_rows
