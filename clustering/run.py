@@ -34,7 +34,7 @@ from clustering.approximate import ApproximateSearch, tune
 from clustering.arrays import silent
 from clustering.assign import Labelling, label_all, store_labels
 from clustering.centers import CenterJob, make_centers
-from clustering.features import PassSettings, Skipped, extract, finish
+from clustering.features import PassSettings, Skipped, extract, files_of_parts, finish
 from clustering.kmeans.array_file import ArrayFile
 from clustering.neighbours import Layout, Neighbours, make_layout
 from clustering.points import Points
@@ -55,6 +55,9 @@ from ovtrain.schema.manifest import MANIFEST
 
 SETTINGS, STAGES, CONVERGENCE = "settings.json", "stages.json", "convergence.jsonl"
 QUALITY, SKIPPED, SURVEY = "quality.json", "skipped.jsonl", "survey.npz"
+KMEANS, PARTIAL_LABELS = "kmeans", "labels.partial"
+LONGEST_S = 7 * 86_400
+"""Ranks wait so long for each other: the first alone joins labels, parts of a pass end apart."""
 STAGE_NAMES = ("features", "centers", "labels")
 OF_CENTERS = (
     *("clusters", "engine", "spherical", "start", "restarts", "iterations", "tolerance"),
@@ -112,7 +115,8 @@ class Run:
         return _stamp(manifest=file_sha256(self.job.shards / MANIFEST), teacher=teacher.name)
 
     def features(self) -> None:
-        outputs = [self.out / "features" / STORE, self.out / SKIPPED]
+        folder = self.out / "features"
+        outputs = [folder / STORE, self.out / SKIPPED, *files_of_parts(folder)]
         self._stage("features", self.feature_stamp, outputs, self._extract)
 
     def _extract(self) -> str:
@@ -120,7 +124,8 @@ class Run:
         config, folder = self.config, self.out / "features"
         teacher = open_teacher(config, self.reader.manifest.kind)
         settings = PassSettings(config.workers, config.batch, config.part_samples)
-        task, tasks = self.job.task or (self.world.rank, self.world.size)
+        (task, tasks), world = self.job.task or (0, 1), self.world
+        task, tasks = task + tasks * world.rank, tasks * world.size  # ranks share a task's parts
         extract(self.reader, teacher, folder, settings, task=task, tasks=tasks, say=self.say)
         barrier(self.world.group)
         if not self.world.is_main:
@@ -154,14 +159,16 @@ class Run:
         if self.job.centroids is not None:
             read_description(self.job.centroids, "centroids")
             return file_sha256(self.job.centroids / "centroids.npy")
-        return _stamp(features=self.feature_stamp, **_chosen(self.config, OF_CENTERS))
+        of_cells = ("memory_gib",) if self.config.coarse else ()
+        chosen = _chosen(self.config, (*OF_CENTERS, *of_cells))
+        return _stamp(features=self.store.identity, **chosen)
 
     def centers(self) -> None:
         stamp = self.center_stamp
 
         def make() -> str:
             bad = self.bad_rows()
-            folder = self.out / "kmeans"
+            folder = self.out / KMEANS
             points = Points(self.store, self.world.device, self.config.spherical, bad)
             job = CenterJob(
                 points, self.surveyed.largest, self.config, self.world, folder, stamp, self.say
@@ -171,11 +178,11 @@ class Run:
                 CentroidStore.adopt(made.centers, self.out / "centroids", self.store.teacher)
                 with atomic_open(self.out / CONVERGENCE, "w") as handle:
                     handle.writelines(json.dumps(row, sort_keys=True) + "\n" for row in made.rows)
-                shutil.rmtree(folder)
             mean = made.objective / points.usable
             return f"{self.config.clusters:,} centers, mean squared distance {mean:.6g}"
 
         self._stage("centers", stamp, [self.out / "centroids" / STORE], make)
+        self._drop(KMEANS)
 
     # -- labels
 
@@ -183,14 +190,15 @@ class Run:
         if self.job.centroids is None:
             self._needs("centers", self.center_stamp)
         chosen = _chosen(self.config, OF_LABELS)
-        stamp = _stamp(features=self.feature_stamp, centers=self.center_stamp, **chosen)
+        stamp = _stamp(features=self.store.identity, centers=self.center_stamp, **chosen)
         outputs = [self.out / "labels" / STORE, self.out / QUALITY]
         self._stage("labels", stamp, outputs, lambda: self._label(stamp))
+        self._drop(PARTIAL_LABELS)
 
     def _label(self, stamp: str) -> str:
         folder = self.job.centroids or self.out / "centroids"
         clusters, width = self._check_centers(folder)
-        centers = ArrayFile(folder / "centroids.npy", "float32", (clusters, width))
+        centers = ArrayFile(folder / "centroids.npy", "float32", (clusters, width), write=False)
         points = Points(self.store, self.world.device, self.config.spherical, self.bad_rows())
         layout = make_layout(
             self.world, len(points), clusters, width, self.config.memory_gib,
@@ -198,8 +206,8 @@ class Run:
         )  # fmt: skip
         neighbours = Neighbours(points, layout, self.config.engine)
         searched = self._approximate(neighbours, centers, clusters)
-        temporary = self.out / "labels.partial"
-        job = Labelling(neighbours, centers, self.config.top, temporary, stamp, self.say)
+        folder = self.out / PARTIAL_LABELS
+        job = Labelling(neighbours, centers, self.config.top, folder, stamp, self.say)
         keys = label_all(job)
         if not self.world.is_main:
             return ""
@@ -207,7 +215,6 @@ class Run:
         fingerprint = self.store.fingerprint
         store_labels(self.out / "labels", hashes, self.store.keys, keys, clusters, fingerprint)
         keys.close()
-        shutil.rmtree(temporary)
         about = quality(self.out / "labels") | {
             "without_labels": len(hashes) - points.usable,
             "unusable": self.surveyed.counts(spherical=self.config.spherical),
@@ -265,15 +272,16 @@ class Run:
         returns on the first rank is told: nothing, where others have still to do their share."""
         path = self.out / STAGES
         stamps = _read_stamps(path)
-        same = stamps.get(name) == stamp and all(output.is_file() for output in outputs)
+        same = stamps.get(name) == stamp and self.world.is_main  # which alone looks at the files
+        same = same and all(output.is_file() for output in outputs)
         if broadcast_object(same, self.world.group):
             self.say(f"{name}: unchanged, skipped")
             return
         if self.world.is_main and stamps.pop(name, None):
             write_json(path, stamps)  # a stage cut short must not pass for its former self
         start = time.monotonic()
-        said = make()
-        if self.world.is_main and not said:
+        said = broadcast_object(make(), self.world.group)
+        if not said:
             self.say(f"{name}: other tasks are not done yet")
             return
         if self.world.is_main:
@@ -281,9 +289,16 @@ class Run:
         barrier(self.world.group)
         self.say(f"{name}: {said} ({time.monotonic() - start:.1f} s)")
 
+    def _drop(self, name: str) -> None:
+        """Of a stage that is done, what it would have gone on with: not before ``stages.json`` says
+        so, since what is half removed can neither be gone on with nor replaced."""
+        if self.world.is_main:
+            shutil.rmtree(self.out / name, ignore_errors=True)
+
     def _needs(self, name: str, stamp: str) -> None:
         """Raise LabelError where the stage ``name`` has not been done for these inputs."""
-        if _read_stamps(self.out / STAGES).get(name) != stamp:
+        there = _read_stamps(self.out / STAGES).get(name) == stamp
+        if not broadcast_object(there, self.world.group):
             raise LabelError(
                 str(self.out),
                 f"no {name} of these shards and settings",
@@ -347,7 +362,7 @@ def _task(text: str) -> tuple[int, int]:
 def run(job: Clustering, say: Callable[[str], None] = _say) -> None:
     """All stages of ``job``, in the world that the environment describes. Raises OvtrainError."""
     die_with_launcher()
-    world = start_world()
+    world = start_world(timeout_s=LONGEST_S)
     reader = ShardReader(job.shards)
     try:
         Run(job, world, reader, say).all()
@@ -376,6 +391,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if task and given.stage != "features":
             raise ConfigError(
                 f"--task {given.task}", "a share of one stage", fix="--stage features"
+            )
+        if given.centroids and given.stage == "centers":
+            raise ConfigError(
+                "--stage centers", "--centroids makes none", fix="leave one of them out"
             )
         run(Clustering(given.shards, given.out, config, given.centroids, given.stage, task))
 

@@ -19,8 +19,10 @@ from ovtrain.schema.errors import LabelError
 class ArrayFile:
     """(n, ...) of one dtype."""
 
-    def __init__(self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-        """Open ``path``. LabelError where it is not that array."""
+    def __init__(
+        self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], *, write: bool = True
+    ) -> None:
+        """Open ``path``, perhaps to ``write``. LabelError where it is not that array."""
         self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
         self._stride = self.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         try:
@@ -37,7 +39,7 @@ class ArrayFile:
             raise LabelError(
                 str(path), f"{found[2]} {found[0]}, {size} bytes", allowed=allowed, fix=_fix(path)
             )
-        self._descriptor = os.open(path, os.O_RDWR)
+        self._descriptor = os.open(path, os.O_RDWR if write else os.O_RDONLY)
 
     @classmethod
     def create(cls, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
@@ -67,9 +69,12 @@ class ArrayFile:
         assert array.shape[1:] == self.shape[1:], (array.shape, self.shape)
         view = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
         at = self._start + first * self._stride
-        while len(view):
-            put = os.pwrite(self._descriptor, view, at)
-            view, at = view[put:], at + put
+        try:
+            while len(view):
+                put = os.pwrite(self._descriptor, view, at)
+                view, at = view[put:], at + put
+        except OSError as error:  # a full disk, say: the system names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         os.fsync(self._descriptor)
