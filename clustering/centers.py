@@ -13,15 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clustering.kmeans.cells import Cells, gather
+from clustering.kmeans.cells import Cells, gather, sizes_of
 from clustering.kmeans.lloyd import Lloyd
 from clustering.kmeans.passes import Passes
 from clustering.kmeans.state import FolderState
 from clustering.neighbours import make_layout
 from clustering.points import Points
-from clustering.search import unpack_array
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.distributed.context import World
@@ -98,8 +95,7 @@ def _prepare_from_cells(job: CenterJob, state: FolderState) -> None:
         settings = replace(config, clusters=config.coarse, restarts=1, largest=0.0, coarse=0)
         _lloyd(job, settings, coarse).run()
         keys = coarse.nearest(coarse.progress.slot)
-        ids, _ = unpack_array(keys.read(0, len(job.points)))
-        sizes = np.bincount(ids[ids >= 0], minlength=config.coarse)
+        sizes = sizes_of(keys, len(job.points), config.coarse)
         folder = job.folder / "coarse" / "cells"  # goes when the cells do
         Cells(job.points, config, job.largest, folder, world, job.say).run(keys, sizes)
         barrier(world.group)

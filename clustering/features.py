@@ -225,6 +225,12 @@ def _listed(folder: Path) -> list[Part]:
         return []
 
 
+def files_of_parts(folder: Path) -> list[Path]:
+    """What must be there of the parts that ``store.json`` lists."""
+    ends = (".json", ".npy", ".keys.npy")
+    return [folder / f"{part.name}{end}" for part in _listed(folder) for end in ends]
+
+
 def _drop_other_store(folder: Path, plans: list[PartPlan]) -> None:
     """A store of other parts must not stand beside those that replace them."""
     if [part.stamp for part in _listed(folder)] != [plan.stamp for plan in plans]:

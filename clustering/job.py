@@ -6,7 +6,6 @@ Files and stages: ``clustering.run``. Every method of ``Run`` is collective.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from clustering.approximate import ApproximateSearch, tune
 from clustering.arrays import silent
 from clustering.assign import Labelling, label_all, store_labels
 from clustering.centers import CenterJob, make_centers
-from clustering.features import PassSettings, Skipped, extract, finish
+from clustering.features import PassSettings, Skipped, extract, files_of_parts, finish
 from clustering.kmeans.array_file import ArrayFile
 from clustering.neighbours import Layout, Neighbours, make_layout
 from clustering.points import Points
@@ -38,6 +37,7 @@ from ovtrain.schema.manifest import MANIFEST, ShardManifest
 
 SETTINGS, CONVERGENCE = "settings.json", "convergence.jsonl"
 QUALITY, SKIPPED, SURVEY = "quality.json", "skipped.jsonl", "survey.npz"
+KMEANS, PARTIAL_LABELS = "kmeans", "labels.partial"
 STAGE_NAMES = ("features", "centers", "labels")
 OF_CENTERS = (
     *("clusters", "engine", "spherical", "start", "restarts", "iterations", "tolerance"),
@@ -100,13 +100,12 @@ class Run:
 
     @cached_property
     def feature_stamp(self) -> str:
-        if self.job.features:
-            return self.store.identity
         teacher = open_teacher(self.config, self.manifest.kind)
         return stamp_of(manifest=file_sha256(self.job.shards / MANIFEST), teacher=teacher.name)
 
     def features(self) -> None:
-        outputs = [self.out / "features" / STORE, self.out / SKIPPED]
+        folder = self.out / "features"
+        outputs = [folder / STORE, self.out / SKIPPED, *files_of_parts(folder)]
         self.stages.run("features", self.feature_stamp, outputs, self._extract)
 
     def _extract(self) -> str:
@@ -114,7 +113,8 @@ class Run:
         config, folder = self.config, self.out / "features"
         teacher = open_teacher(config, self.manifest.kind)
         settings = PassSettings(config.workers, config.batch, config.part_samples)
-        task, tasks = self.job.task or (self.world.rank, self.world.size)
+        (task, tasks), world = self.job.task or (0, 1), self.world
+        task, tasks = task + tasks * world.rank, tasks * world.size  # ranks share a task's parts
         extract(self.reader, teacher, folder, settings, task=task, tasks=tasks, say=self.say)
         barrier(self.world.group)
         if not self.world.is_main:
@@ -150,14 +150,16 @@ class Run:
         if self.job.centroids is not None:
             read_description(self.job.centroids, "centroids")
             return file_sha256(self.job.centroids / "centroids.npy")
-        return stamp_of(features=self.feature_stamp, **_chosen(self.config, OF_CENTERS))
+        of_cells = ("memory_gib",) if self.config.coarse else ()
+        chosen = _chosen(self.config, (*OF_CENTERS, *of_cells))
+        return stamp_of(features=self.store.identity, **chosen)
 
     def centers(self) -> None:
         stamp = self.center_stamp
 
         def make() -> str:
             bad = self.bad_rows()
-            folder = self.out / "kmeans"
+            folder = self.out / KMEANS
             points = Points(self.store, self.world.device, self.config.spherical, bad)
             job = CenterJob(
                 points, self.surveyed.largest, self.config, self.world, folder, stamp, self.say
@@ -167,11 +169,11 @@ class Run:
                 CentroidStore.adopt(made.centers, self.out / "centroids", self.store.teacher)
                 with atomic_open(self.out / CONVERGENCE, "w") as handle:
                     handle.writelines(json.dumps(row, sort_keys=True) + "\n" for row in made.rows)
-                shutil.rmtree(folder)
             mean = made.objective / points.usable
             return f"{self.config.clusters:,} centers, mean squared distance {mean:.6g}"
 
         self.stages.run("centers", stamp, [self.out / "centroids" / STORE], make)
+        self.stages.drop(KMEANS)
 
     # -- labels
 
@@ -179,14 +181,15 @@ class Run:
         if self.job.centroids is None:
             self.stages.needs("centers", self.center_stamp)
         chosen = _chosen(self.config, OF_LABELS)
-        stamp = stamp_of(features=self.feature_stamp, centers=self.center_stamp, **chosen)
+        stamp = stamp_of(features=self.store.identity, centers=self.center_stamp, **chosen)
         outputs = [self.out / "labels" / STORE, self.out / QUALITY]
         self.stages.run("labels", stamp, outputs, lambda: self._label(stamp))
+        self.stages.drop(PARTIAL_LABELS)
 
     def _label(self, stamp: str) -> str:
         folder = self.job.centroids or self.out / "centroids"
         clusters, width = self._check_centers(folder)
-        centers = ArrayFile(folder / "centroids.npy", "float32", (clusters, width))
+        centers = ArrayFile(folder / "centroids.npy", "float32", (clusters, width), write=False)
         points = Points(self.store, self.world.device, self.config.spherical, self.bad_rows())
         layout = make_layout(
             self.world, len(points), clusters, width, self.config.memory_gib,
@@ -194,8 +197,8 @@ class Run:
         )  # fmt: skip
         neighbours = Neighbours(points, layout, self.config.engine)
         searched = self._approximate(neighbours, centers, clusters)
-        temporary = self.out / "labels.partial"
-        job = Labelling(neighbours, centers, self.config.top, temporary, stamp, self.say)
+        folder = self.out / PARTIAL_LABELS
+        job = Labelling(neighbours, centers, self.config.top, folder, stamp, self.say)
         keys = label_all(job)
         if not self.world.is_main:
             return ""
@@ -203,7 +206,6 @@ class Run:
         fingerprint = self.store.fingerprint
         store_labels(self.out / "labels", hashes, self.store.keys, keys, clusters, fingerprint)
         keys.close()
-        shutil.rmtree(temporary)
         about = quality(self.out / "labels") | {
             "without_labels": len(hashes) - points.usable,
             "unusable": self.surveyed.counts(spherical=self.config.spherical),

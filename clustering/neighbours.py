@@ -66,29 +66,33 @@ def make_layout(
     world: World, samples: int, clusters: int, width: int, memory_gib: float, center_shards: int
 ) -> Layout:
     """Collective. ``center_shards`` 0: the fewest that let a rank's centers fit into its memory.
+    There are never more shards than centers.
 
     ConfigError where they do not divide the world.
     """
-    memory = FOR_CENTERS * memory_gib * 2**30
-    inner = center_shards or _fewest(world.size, clusters * width * ROW_BYTES, memory)
-    if world.size % inner:
-        divisors = [d for d in range(1, world.size + 1) if world.size % d == 0]
+    memory, row = FOR_CENTERS * memory_gib * 2**30, width * ROW_BYTES
+    divisors = [d for d in range(1, world.size + 1) if world.size % d == 0]
+    if center_shards and center_shards not in divisors:
         raise ConfigError(
-            f"center_shards={inner}",
+            f"center_shards={center_shards}",
             f"does not divide {world.size} ranks",
             allowed=", ".join(map(str, divisors)),
         )
-    grid = make_grid(world, inner)
-    own = split(clusters, grid.inner, inner)
-    count = max(1, math.ceil(len(own) * width * ROW_BYTES / memory))
-    starts = [own.start + len(own) * i // count for i in range(count + 1)]
-    ranges = tuple(range(a, b) for a, b in pairwise(starts) if b > a)
+    fits = (d for d in divisors if clusters * row <= memory * d)
+    wanted = center_shards or next(fits, world.size)
+    grid = make_grid(world, max(d for d in divisors if d <= min(wanted, clusters)))
+    ranges = _ranges(
+        split(clusters, grid.inner, grid.inner_size), clusters / grid.inner_size, memory / row
+    )
     return Layout(grid, split(samples, grid.outer, grid.outer_size), ranges)
 
 
-def _fewest(world_size: int, size: int, memory: float) -> int:
-    divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
-    return next((d for d in divisors if size <= memory * d), world_size)
+def _ranges(own: range, share: float, fitting: float) -> tuple[range, ...]:
+    """``own`` centers in parts of which about ``fitting`` fit. Ranks of a group own ``share`` each,
+    rounded up or down, and have equally many parts: passes over them meet in collectives."""
+    count = min(max(1, math.ceil(math.ceil(share) / fitting)), math.floor(share))
+    starts = [own.start + len(own) * i // count for i in range(count + 1)]
+    return tuple(range(a, b) for a, b in pairwise(starts))
 
 
 @dataclass

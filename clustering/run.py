@@ -29,6 +29,9 @@ from ovtrain.config.load import checked, find_config, load
 from ovtrain.distributed.context import die_with_launcher, start_world, stop_world
 from ovtrain.schema.errors import ConfigError, exit_status
 
+LONGEST_S = 7 * 86_400
+"""Ranks wait so long for each other: the first alone joins labels, parts of a pass end apart."""
+
 
 def _say(line: str) -> None:
     print(line, flush=True)
@@ -45,7 +48,7 @@ def _task(text: str) -> tuple[int, int]:
 def run(job: Clustering, say: Callable[[str], None] = _say) -> None:
     """All stages of ``job``, in the world that the environment describes. Raises OvtrainError."""
     die_with_launcher()
-    world = start_world()
+    world = start_world(timeout_s=LONGEST_S)
     Run(job, world, say).all()
     stop_world()
 
@@ -71,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if task and given.stage != "features":
             raise ConfigError(
                 f"--task {given.task}", "a share of one stage", fix="--stage features"
+            )
+        if given.centroids and given.stage == "centers":
+            raise ConfigError(
+                "--stage centers", "--centroids makes none", fix="leave one of them out"
             )
         made = given.centroids, given.features
         run(Clustering(given.shards, given.out, config, *made, given.stage, task))

@@ -6,6 +6,7 @@ A stamp is a digest of everything that a stage's outputs depend on.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,23 +36,31 @@ class Stages:
         """Collective: run ``make`` unless its outputs are of these inputs. What it returns on the
         first rank is told: nothing, where others have still to do their share."""
         stamps = self._read()
-        same = stamps.get(name) == stamp and all(output.is_file() for output in outputs)
+        same = stamps.get(name) == stamp and self.world.is_main  # which alone looks at the files
+        same = same and all(output.is_file() for output in outputs)
         if broadcast_object(same, self.world.group):
             self.say(f"{name}: unchanged, skipped")
             return
         if self.world.is_main and stamps.pop(name, None):
             write_json(self.out / STAGES, stamps)  # one cut short must not pass for its former self
         start = time.monotonic()
-        said = make()
+        said = broadcast_object(make(), self.world.group)
         if self.world.is_main and said:
             write_json(self.out / STAGES, {**stamps, name: stamp})
         barrier(self.world.group)
         took = f"({time.monotonic() - start:.1f} s)"
         self.say(f"{name}: {said} {took}" if said else f"{name}: other tasks are not done yet")
 
+    def drop(self, name: str) -> None:
+        """Of a stage that is done, what it would have gone on with: not before ``stages.json`` says
+        so, since what is half removed can neither be gone on with nor replaced."""
+        if self.world.is_main:
+            shutil.rmtree(self.out / name, ignore_errors=True)
+
     def needs(self, name: str, stamp: str) -> None:
-        """Raise LabelError where the stage ``name`` has not been done for these inputs."""
-        if self._read().get(name) != stamp:
+        """Collective. LabelError where stage ``name`` has not been done for these inputs."""
+        there = self._read().get(name) == stamp
+        if not broadcast_object(there, self.world.group):
             raise LabelError(
                 str(self.out),
                 f"no {name} of these shards and settings",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ovtrain.config.cluster import ClusterConfig
+from ovtrain.config.load import checked
 from ovtrain.costs import clustering as costs
 from ovtrain.costs.device import DEVICES, Device, find_device
 from ovtrain.schema.errors import ConfigError
@@ -78,27 +79,22 @@ class ClusterPlan:
 
 def make_plan(asked: PlanRequest, config: ClusterConfig) -> ClusterPlan:
     """Raises ConfigError."""
-    machine = machine_of(asked)
-    frames = asked.frames or config.frames
-    problem = costs.Problem(
-        asked.samples,
-        asked.width or _width(config, frames),
-        asked.clusters or config.clusters,
-        asked.top or config.top,
-    )
-    shards = asked.center_shards or config.center_shards
+    machine, config = machine_of(asked), _planned(asked, config)
+    width = asked.width or _width(config, config.frames)
+    problem = costs.Problem(asked.samples, width, config.clusters, config.top)
+    shards = config.center_shards
     if shards and machine.devices % shards:
         raise ConfigError(f"--center-shards {shards}", f"does not divide {machine.devices} devices")
     kmeans = costs.kmeans_plan(
         problem,
         machine,
-        iterations=asked.iterations or config.iterations,
+        iterations=config.iterations,
         restarts=config.restarts,
         coarse=config.coarse,
         center_shards=shards,
     )
     per_frame = asked.teacher_gflops * 1e9 or costs.tower_flops(asked.teacher)
-    features = costs.feature_pass(problem, machine, per_frame, frames, asked.decoded_per_s)
+    features = costs.feature_pass(problem, machine, per_frame, config.frames, asked.decoded_per_s)
     stages = [
         Stage("features", 1, features),
         *(Stage(f"k-means, {name}", count, cost) for name, count, cost in kmeans.parts),
@@ -110,6 +106,16 @@ def make_plan(asked: PlanRequest, config: ClusterConfig) -> ClusterPlan:
         "labels": costs.label_bytes(problem.samples, problem.top),
     }
     return ClusterPlan(problem, machine, kmeans.placed, kmeans.memory, sizes, tuple(stages))
+
+
+def _planned(asked: PlanRequest, config: ClusterConfig) -> ClusterConfig:
+    """The config with what was asked for instead, checked as that of a run is."""
+    names = ("clusters", "top", "iterations", "center_shards", "frames")
+    given = {name: getattr(asked, name) for name in names if getattr(asked, name)}
+    weights = config.teacher_dir or "none are read"
+    config = replace(config, **given, teacher_dir=weights)
+    checked("cluster config", config)
+    return config
 
 
 def machine_of(asked: PlanRequest) -> costs.Machine:

@@ -21,8 +21,10 @@ from ovtrain.schema.errors import LabelError
 class ArrayFile:
     """(n, ...) of one dtype."""
 
-    def __init__(self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-        """Open ``path``. LabelError where it is not that array."""
+    def __init__(
+        self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], *, write: bool = True
+    ) -> None:
+        """Open ``path``, perhaps to ``write``. LabelError where it is not that array."""
         self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
         self._stride = self.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         try:
@@ -39,7 +41,7 @@ class ArrayFile:
             raise LabelError(
                 str(path), f"{found[2]} {found[0]}, {size} bytes", allowed=allowed, fix=_fix(path)
             )
-        self._descriptor = os.open(path, os.O_RDWR)
+        self._descriptor = os.open(path, os.O_RDWR if write else os.O_RDONLY)
 
     @classmethod
     def create(cls, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ S samples, C centers, K cells, F width.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from ovtrain.schema.atomic import atomic_open
 Counts = npt.NDArray[np.int64]
 POINT_BYTES = 24
 """Of memory per point of a cell beside its features: keys, row numbers."""
+ROWS_AT_ONCE = 2**25
+"""Points whose row numbers are held: the assignment is read again for each so many."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,28 @@ def share_out(costs: npt.NDArray[np.float64], ranks: int) -> npt.NDArray[np.int6
     return owner
 
 
+def sizes_of(keys: Array, samples: int, cells: int) -> Counts:
+    """(K,) points of each cell."""
+    sizes = np.zeros(cells, np.int64)
+    for start in range(0, samples, CHUNK):
+        found, _ = unpack_array(keys.read(start, min(CHUNK, samples - start)))
+        sizes += np.bincount(found[found >= 0], minlength=cells)
+    return sizes
+
+
+def at_once(cells: npt.NDArray[np.int64], sizes: Counts, most: int) -> Iterator[list[int]]:
+    """``cells`` in runs of at most ``most`` points, or of one cell."""
+    run, points = list[int](), 0
+    for j in cells.tolist():
+        if run and points + int(sizes[j]) > most:
+            yield run
+            run, points = [], 0
+        run.append(j)
+        points += int(sizes[j])
+    if run:
+        yield run
+
+
 def rows_of_cells(
     keys: Array, samples: int, wanted: npt.NDArray[np.bool_]
 ) -> tuple[RowNumbers, RowNumbers]:
@@ -111,12 +135,15 @@ class Cells:
         wanted = (owner == self.world.rank) & (sizes > 0)
         for j in np.flatnonzero(wanted).tolist():
             wanted[j] = read_cell(self.folder, j) is None
-        cell, rows = rows_of_cells(keys, len(self.points), wanted)
-        pace = Pace(len(rows), "k-means of cells", self.say)
-        for j in np.flatnonzero(wanted).tolist():
-            mine = rows[np.searchsorted(cell, j) : np.searchsorted(cell, j, side="right")]
-            write_cell(self.folder, j, self._one(j, mine, int(given[j])))
-            pace.step(len(mine))
+        pace = Pace(int(sizes[wanted].sum()), "k-means of cells", self.say)
+        for some in at_once(np.flatnonzero(wanted), sizes, ROWS_AT_ONCE):
+            chosen = np.zeros_like(wanted)
+            chosen[some] = True
+            cell, rows = rows_of_cells(keys, len(self.points), chosen)
+            for j in some:
+                mine = rows[np.searchsorted(cell, j) : np.searchsorted(cell, j, side="right")]
+                write_cell(self.folder, j, self._one(j, mine, int(given[j])))
+                pace.step(len(mine))
 
     def _one(self, j: int, rows: RowNumbers, clusters: int) -> Cell:
         most = int(self.config.memory_gib * 2**29 / (2 * self.points.width + POINT_BYTES))

@@ -21,6 +21,8 @@ from ovtrain.schema.errors import ConfigError
 
 PLUS_PLUS_PER_CENTER = 32
 """Points of the sample per center; kmeans++ reads all of them once for each center."""
+PLUS_PLUS_NUMBERS = 2**28
+"""Of the sample, which every rank holds in float32, and its differences from a center."""
 ROUNDS = 6
 LEAST = 1024
 
@@ -72,13 +74,17 @@ def first_centers(
         drawn = _plus_plus(points, count, seed, world)
     found = _distinct(points, drawn, count, seed, world)
     if len(found) < count and not fewer:
-        raise ConfigError(
-            f"clusters={count}",
-            f"{len(found)} distinct points among {points.usable} features",
-            allowed=f"1 to {len(found)}",
-            fix=f"set clusters={len(found)} or lower",
-        )
+        raise too_few(count, len(found), points.usable)
     return found
+
+
+def too_few(clusters: int, distinct: int, features: int) -> ConfigError:
+    return ConfigError(
+        f"clusters={clusters}",
+        f"{distinct} distinct points among {features} features",
+        allowed=f"1 to {distinct}",
+        fix=f"set clusters={distinct} or lower",
+    )
 
 
 def _distinct(points: Points, drawn: RowNumbers, count: int, seed: int, world: World) -> RowNumbers:
@@ -107,8 +113,11 @@ def _plus_plus(points: Points, count: int, seed: int, world: World) -> RowNumber
     """Up to C rows; fewer where the sample has fewer distinct points. Every rank computes the same,
     and the first one's word counts."""
     order = RowOrder(len(points), seed_for(seed, "kmeans++ sample"))
-    rows = order(0, min(len(points), max(LEAST, PLUS_PLUS_PER_CENTER * count)))
+    most = min(PLUS_PLUS_PER_CENTER * count, PLUS_PLUS_NUMBERS // points.width)
+    rows = order(0, min(len(points), max(LEAST, most)))
     rows = rows[~points.is_bad(rows)]
+    if not len(rows):
+        return rows
     sample = points.take(rows).float()
     rng = np.random.default_rng(seed_for(seed, "kmeans++ draws"))
     chosen = [int(rng.integers(len(rows)))]

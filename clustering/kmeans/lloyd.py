@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clustering.kmeans.draw import first_centers
+from clustering.kmeans.draw import first_centers, too_few
 from clustering.kmeans.passes import CHUNK, Passes, Tally
 from clustering.kmeans.refill import Members, Worst, freed, parts
 from clustering.kmeans.state import Array, State
@@ -36,6 +36,8 @@ from ovtrain.distributed.context import seed_for
 
 CANDIDATES = 4
 """Points looked at for each empty center at the end: equal ones count once."""
+FILLED_AT_ONCE = 2**27
+"""Numbers of the points that empty centers move to at a time: every rank holds them."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,10 @@ class Lloyd:
         return self.state.progress.iteration + 1 >= self.config.iterations
 
     def _worst(self, tally: Tally, keys: Array) -> Moves:
-        """Points for the empty centers, no two of them equal."""
+        """Points for the empty centers (some of them, where they are many), no two of them equal.
+        ConfigError where there is none left."""
         empty = np.flatnonzero(tally.counts == 0)
+        all_empty, empty = len(empty), empty[: max(1, FILLED_AT_ONCE // self.points.width)]
         worst = Worst(CANDIDATES * len(empty))
         for block in self.passes.assigned(keys):
             worst.add(block)
@@ -187,7 +191,10 @@ class Lloyd:
         rows = worst.rows()
         first = np.sort(np.unique(digests_of(self.points, rows), return_index=True)[1])
         rows = rows[first[: len(empty)]]
-        assert len(rows), "a center is empty and yet every point lies on one"
+        if not len(rows):  # every point lies on a center: cells may have begun with too few of them
+            raise too_few(
+                self.config.clusters, self.config.clusters - all_empty, self.points.usable
+            )
         return Moves(empty[: len(rows)], rows)
 
     # -- arrays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,23 @@ import click
 
 from launch.commands.options import job_arguments, overrides, run_job
 
-ABOVE_0 = click.FloatRange(min=0, min_open=True)
+
+class Above0(click.FloatRange):
+    """Finite numbers above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{found} is not a finite number.", param, ctx)
+        return found
+
+
+ABOVE_0 = Above0()
 STAGES = ("features", "centers", "labels")
 
 

@@ -97,6 +97,11 @@ def start_world(*, force_group: bool = False, timeout_s: float = 0) -> World:
     )
 
 
+def group_timeout() -> timedelta:
+    """Of the collectives of a group made beside the world's."""
+    return _timeout
+
+
 def side_group(world: World) -> dist.ProcessGroup | None:
     """Collective: all ranks once more, on the host, for a thread of its own beside the training
     loop."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ovtrain.distributed.context import World
+from ovtrain.distributed.context import World, group_timeout
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ def _mine(world: World, groups: list[list[int]]) -> dist.ProcessGroup | None:
     if len(groups) == 1:
         return world.group
     untyped: Any = dist
-    made = [untyped.new_group(ranks) for ranks in groups]
+    made = [untyped.new_group(ranks, timeout=group_timeout()) for ranks in groups]
     return made[next(i for i, ranks in enumerate(groups) if world.rank in ranks)]

@@ -193,8 +193,9 @@ class FeatureStore:
 
     @property
     def identity(self) -> str:
-        """Digest of the contents of all parts."""
-        return sha256("".join(p.sha256[f"{p.name}.npy"] for p in self.parts).encode()).hexdigest()
+        """Digest of the contents of all parts, keys included."""
+        digests = (p.sha256[name] for p in self.parts for name in sorted(p.sha256))
+        return sha256("".join(digests).encode()).hexdigest()
 
     @cached_property
     def keys(self) -> Keys:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clustering.run import main as cluster
 from ovtrain.schema.features import FeatureStore, write_part, write_store
 from tests.helpers.shards import write_shards
 from tests.helpers.world import environment, succeed, torchrun, torchrun_command
@@ -135,3 +136,18 @@ def test_the_command_on_two_processes_writes_what_it_writes_on_one(tmp_path):
     found = [json.loads((folder / "quality.json").read_text()) for folder in (one, two)]
     assert found[0] == found[1]
     assert found[0]["empty"] == 0
+
+
+def test_ranks_of_a_task_share_its_part_of_the_features(tmp_path):
+    write_shards(tmp_path / "s", "image", 40, size=28)
+    words = [str(tmp_path / "s"), "--stage", "features", "part_samples=5", "clusters=6", "top=3"]
+    straight, shared = (["--out", str(tmp_path / name)] for name in ("straight", "shared"))
+    assert cluster([*words, *straight]) == 0
+    job = torchrun(2, "-m", "clustering.run", *words, *shared, "--task", "0/2")
+    assert "other tasks are not done yet" in succeed(job)
+    assert len(list((tmp_path / "shared" / "features").glob("part-*[0-9].npy"))) == 4
+    assert cluster([*words, *shared, "--task", "1/2"]) == 0
+    assert (
+        FeatureStore(tmp_path / "shared" / "features").identity
+        == FeatureStore(tmp_path / "straight" / "features").identity
+    )

@@ -3,7 +3,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from clustering.kmeans import draw
+from clustering.kmeans import lloyd as lloyd_module
 from clustering.kmeans.draw import RowOrder, first_centers
+from clustering.points import Points
 from ovtrain.schema.errors import ConfigError, LabelError
 from tests.unit.clustering.clusterings import ALONE, cluster, distinct, points_of
 from tests.unit.clustering.reference import blobs, distances, lloyd, unit
@@ -101,6 +104,49 @@ def test_no_center_is_empty_where_there_are_as_many_distinct_points(spherical):
         made, owner = cluster(x, clusters=clusters, iterations=5, spherical=spherical)
         assert len(np.unique(owner)) == clusters
         assert distinct(made.centers) == clusters
+
+
+def test_many_empty_centers_are_filled_a_part_at_a_time(monkeypatch):
+    kinds = np.random.default_rng(0).standard_normal((30, 6)).astype(np.float16)
+    x = np.concatenate([kinds, kinds[:3].repeat(500, axis=0)])
+    counts = []
+
+    def counted(passes, keys, moved, ids):
+        counts.append(len(moved))
+        return improve(passes, keys, moved, ids)
+
+    improve = lloyd_module.Passes.improve
+    monkeypatch.setattr(lloyd_module.Passes, "improve", counted)
+    monkeypatch.setattr(lloyd_module, "FILLED_AT_ONCE", 2 * 6)
+    # three kinds to begin with, the other centers on top of them
+    first = np.r_[np.arange(3), np.arange(30, 57)]
+    _, owner = cluster(x, first, clusters=30, iterations=0)
+    assert len(np.unique(owner)) == 30
+    assert max(counts) == 2
+    assert sum(counts) == 27
+
+
+def test_a_sample_of_bad_rows_alone_leaves_the_first_centers_to_the_others():
+    x = np.full((20_000, 2), np.nan, np.float16)
+    x[[7, 9000]] = 1, 2
+    x[9000] = 3
+    for seed in range(4):
+        made, _ = cluster(x, clusters=2, start="kmeans++", bad="skip", seed=seed)
+        assert distinct(made.centers) == 2
+
+
+def test_the_sample_of_kmeans_plus_plus_is_bounded(monkeypatch):
+    taken = []
+
+    def counted(points, rows):
+        taken.append(len(rows))
+        return take(points, rows)
+
+    take = Points.take
+    monkeypatch.setattr(Points, "take", counted)
+    monkeypatch.setattr(draw, "PLUS_PLUS_NUMBERS", 24 * 1500)
+    cluster(blobs(samples=3000), clusters=60, start="kmeans++", iterations=0)
+    assert taken[0] == 1500
 
 
 def test_points_that_differ_in_their_last_bit_are_distinct():

@@ -1,19 +1,24 @@
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clustering import stages
 from clustering.kmeans import array_file
 from clustering.quality import purity
 from clustering.run import main
 from ovtrain.data.shards import ShardReader
-from ovtrain.schema.features import FeatureStore
+from ovtrain.schema.atomic import write_json
+from ovtrain.schema.features import FeatureStore, write_part, write_store
 from ovtrain.schema.labels import CentroidStore, LabelStore
 from ovtrain.schema.sample import key_hash
+from tests.unit.clustering.clusterings import ALONE
 from tests.unit.clustering.shapes import encode, moving_square, travel, write_shard
 
 SETTINGS = ["clusters=4", "top=2"]
@@ -133,6 +138,105 @@ def test_stages_alone_say_what_they_need(shards, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "convergence.jsonl").read_text().splitlines()]
     assert rows[-1]["final"]
     assert not (tmp_path / "kmeans").exists()
+
+
+def test_a_run_that_ends_before_its_stage_is_marked_loses_no_centers(
+    shards, tmp_path, capsys, monkeypatch
+):
+    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
+
+    class Killed(Exception):
+        pass
+
+    for stage in ("centers", "labels"):
+
+        def dying(path, value, stage=stage):
+            if path.name == "stages.json" and stage in value:
+                raise Killed
+            write_json(path, value)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stages, "write_json", dying)
+            with pytest.raises(Killed):
+                main(command)
+        rest = tmp_path / {"centers": "kmeans", "labels": "labels.partial"}[stage]
+        assert rest.is_dir()
+        assert ("k-means" in capsys.readouterr().out) == (stage == "centers")
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("unchanged") == 2
+    assert not (tmp_path / "kmeans").exists()
+    assert not rest.exists()
+
+
+def test_a_part_that_is_gone_is_made_again(shards, tmp_path, capsys):
+    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
+    assert main(command) == 0
+    for name in ("part-00000.json", "part-00000.npy"):
+        (tmp_path / "features" / name).unlink()
+        capsys.readouterr()
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert "features: 24 samples" in said
+        assert said.count("unchanged") == 2  # the same features: what came of them stays
+
+
+def test_centers_and_labels_are_of_the_features_that_are_there(shards, tmp_path, capsys):
+    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
+    assert main(command) == 0
+    store = FeatureStore(tmp_path / "features")
+    (part,) = store.parts
+    other = write_part(store.folder, part.name, -store.array(), store.keys, stamp=part.stamp)
+    write_store(store.folder, [other], store.teacher, store.fingerprint)
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("unchanged") == 1
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("unchanged") == 3
+
+
+def test_memory_counts_among_the_settings_where_cells_are_cut_to_it(shards, tmp_path, capsys):
+    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
+    for more, unchanged in (
+        (["memory_gib=3"], 0),
+        (["memory_gib=4"], 3),
+        (["memory_gib=4", "coarse=2"], 1),
+        (["memory_gib=5", "coarse=2"], 1),
+    ):
+        assert main([*command, *more]) == 0
+        assert capsys.readouterr().out.count("unchanged") == unchanged, more
+
+
+def test_given_centers_are_only_read(out, shards, tmp_path, monkeypatch):
+    flags, real = [], os.open
+
+    def opened(path, how, *more, **named):
+        if Path(path).name == "centroids.npy":
+            flags.append(how)
+        return real(path, how, *more, **named)
+
+    monkeypatch.setattr(array_file.os, "open", opened)
+    centers = ["--centroids", str(out / "centroids")]
+    assert main([str(shards), "--out", str(tmp_path), *centers, *SETTINGS]) == 0
+    assert flags
+    assert not any(how & (os.O_RDWR | os.O_WRONLY) for how in flags)
+
+
+def test_centers_are_either_given_or_made(out, shards, tmp_path, capsys):
+    given = ["--centroids", str(out / "centroids"), "--stage", "centers"]
+    assert main([str(shards), "--out", str(tmp_path), *given, *SETTINGS]) == 2
+    assert "--stage centers: --centroids makes none" in capsys.readouterr().err
+
+
+def test_ranks_wait_for_each_other_for_days(shards, tmp_path, monkeypatch):
+    asked = []
+
+    def started(*, timeout_s):
+        asked.append(timeout_s)
+        return ALONE
+
+    monkeypatch.setattr(run, "start_world", started)
+    assert main([str(shards), "--out", str(tmp_path), *SETTINGS]) == 0
+    assert asked[0] > 86_400
 
 
 @pytest.mark.parametrize("task", ["3/2", "1", "x/2", "-1/2"])

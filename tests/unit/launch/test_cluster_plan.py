@@ -58,6 +58,10 @@ def test_centers_that_do_not_fit_at_once_are_taken_in_ranges(capsys):
         (["--gpus", "8", "--gpu", "h200", "--center-shards", "3"], "does not divide 8 devices"),
         (["--gpus", "1", "--gpu", "cpu", "teacher=descriptor"], "give --width"),
         (["--gpus", "1", "--gpu", "cpu", "--tflops", "0"], "--tflops"),
+        (["--gpus", "1", "--gpu", "cpu", "--tflops", "nan"], "nan is not a finite number"),
+        (["--gpus", "1", "--gpu", "cpu", "--memory-gb", "inf"], "inf is not a finite number"),
+        (["--gpus", "1", "--gpu", "cpu", "frames=-1"], "frames=-1; allowed: a positive number"),
+        (["--gpus", "1", "--gpu", "cpu", "coarse=9", "--clusters", "8", "--top", "2"], "coarse=9"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(words, said, capsys):
