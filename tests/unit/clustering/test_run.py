@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clustering import stages
+from clustering import run, stages
 from clustering.kmeans import array_file
 from clustering.quality import purity
 from clustering.run import main
