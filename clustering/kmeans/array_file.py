@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.schema.arrays import NOT_AN_ARRAY
+from ovtrain.schema.atomic import naming
 from ovtrain.schema.errors import LabelError
 
 
@@ -50,7 +51,7 @@ class ArrayFile:
             "fortran_order": False,
             "shape": shape,
         }
-        with open(path, "wb") as handle:
+        with naming(path), open(path, "wb") as handle:
             np.lib.format.write_array_header_1_0(handle, header)
             handle.truncate(handle.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
 
@@ -69,12 +70,10 @@ class ArrayFile:
         assert array.shape[1:] == self.shape[1:], (array.shape, self.shape)
         view = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
         at = self._start + first * self._stride
-        try:
+        with naming(self.path):
             while len(view):
                 put = os.pwrite(self._descriptor, view, at)
                 view, at = view[put:], at + put
-        except OSError as error:  # a full disk, say: the system names no file
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         os.fsync(self._descriptor)
