@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from threading import get_ident
 
 import numpy as np
 import numpy.typing as npt
 
 from clustering.teachers import Teacher
+from ovtrain.schema.atomic import atomic_open, naming
 from ovtrain.schema.errors import LabelError
 from ovtrain.schema.features import HALF, Part, Rows
 from ovtrain.schema.manifest import ShardManifest
@@ -70,7 +70,8 @@ class Partial:
         self.count, self.width = plan.count, width
         size = plan.count + plan.count * width * HALF.itemsize
         if not self.path.is_file() or self.path.stat().st_size != size:
-            _create(self.path, size)
+            with atomic_open(self.path) as handle:
+                handle.truncate(size)
         self._file = os.open(self.path, os.O_RDWR)
         mask = os.pread(self._file, plan.count, 0)
         self.done = np.frombuffer(mask, np.uint8).astype(np.bool_)
@@ -104,12 +105,10 @@ class Partial:
 
     def _put(self, data: bytes, at: int) -> None:
         view = memoryview(data)
-        try:
+        with naming(self.path):
             while view:
                 wrote = os.pwrite(self._file, view, at)
                 view, at = view[wrote:], at + wrote
-        except OSError as error:  # a full disk, say: the system names no file
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _get(self, out: Rows, at: int) -> None:
         view = out.view(np.uint8).reshape(-1).data
@@ -117,14 +116,6 @@ class Partial:
             got = os.preadv(self._file, [view], at)
             assert got, f"{self.path} was cut short"
             view, at = view[got:], at + got
-
-
-def _create(path: Path, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
-    with open(temp, "wb") as handle:
-        handle.truncate(size)
-    os.replace(temp, path)
 
 
 def _runs(rows: Indices) -> list[slice]:

@@ -6,8 +6,6 @@ A process holds the parts that it asked for, whatever the size of the file. The 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovtrain.schema.arrays import NOT_AN_ARRAY
+from ovtrain.schema.atomic import naming
 from ovtrain.schema.errors import LabelError
 
 
@@ -52,7 +51,7 @@ class ArrayFile:
             "fortran_order": False,
             "shape": shape,
         }
-        with open(path, "wb") as handle:
+        with naming(path), open(path, "wb") as handle:
             np.lib.format.write_array_header_1_0(handle, header)
             handle.truncate(handle.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
 
@@ -71,23 +70,14 @@ class ArrayFile:
         assert array.shape[1:] == self.shape[1:], (array.shape, self.shape)
         view = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
         at = self._start + first * self._stride
-        with self._named():
+        with naming(self.path):
             while len(view):
                 put = os.pwrite(self._descriptor, view, at)
                 view, at = view[put:], at + put
 
     def sync(self) -> None:
-        with self._named():
+        with naming(self.path):
             os.fsync(self._descriptor)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """A full disk has a name."""
-        try:
-            yield
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -13,6 +13,18 @@ from typing import IO, Any
 
 
 @contextmanager
+def naming(path: Path | str) -> Generator[None, None, None]:
+    """An OSError inside names ``path`` where the system names no file, as of a write to a full
+    disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
 def atomic_open(
     path: Path | str, mode: str = "wb", *, sync: bool = True
 ) -> Generator[IO[Any], None, None]:
@@ -25,7 +37,7 @@ def atomic_open(
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
     try:
-        with open(temp, mode) as handle:
+        with naming(path), open(temp, mode) as handle:
             yield handle
             handle.flush()
             if sync:

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,23 @@ def test_given_centers_are_only_read(out, shards, tmp_path, monkeypatch):
     assert main([str(shards), "--out", str(tmp_path), *centers, *SETTINGS]) == 0
     assert flags
     assert not any(how & (os.O_RDWR | os.O_WRONLY) for how in flags)
+
+
+@pytest.mark.parametrize("stage", ["features", "centers", "labels"])
+@pytest.mark.parametrize("most", [300, 1_500])
+def test_a_full_disk_is_one_line_that_names_the_file(shards, tmp_path, capsys, stage, most):
+    command = [str(shards), "--out", str(tmp_path), "clusters=20", "top=20"]
+    for before in ("features", "centers")[: ("features", "centers", "labels").index(stage)]:
+        assert main([*command, "--stage", before]) == 0
+    capsys.readouterr()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        assert main([*command, "--stage", stage]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.match(rf"error: {tmp_path}/\S+: File too large", capsys.readouterr().err)
+    assert main(command) == 0
 
 
 def test_centers_are_either_given_or_made(out, shards, tmp_path, capsys):
