@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import re
@@ -297,17 +296,3 @@ def test_features_made_before_are_used_where_they_are_of_these_shards(
     )
     assert main([str(other), "--out", str(tmp_path / "b"), *made, "clusters=1", "top=1"]) == 2
     assert "features of shards" in capsys.readouterr().err
-
-
-def test_a_full_disk_is_one_line_that_names_the_file(shards, tmp_path, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    command = [str(shards), "--out", str(tmp_path), *SETTINGS]
-    for file in (r"part-00000\..*", r"centers-0\.npy"):
-        with monkeypatch.context() as patched:
-            patched.setattr(array_file.os, "pwrite", full)
-            assert main(command) == 2
-        assert re.search(f"error: .*{file}: No space left", capsys.readouterr().err)
-        assert main([*command, "--stage", "features"]) == 0
-    assert main(command) == 0
