@@ -133,7 +133,7 @@ class Neighbours:
     def _search(
         self, table: Table, part: range, top: int, segment: range
     ) -> Iterator[tuple[Block, Tensor]]:
-        search = self.given or open_search(self.engine, self.load(table, part), self._gpu())
+        search = self.given or open_search(self.engine, self.load(table, part), self.gpu)
         for block in self.points.blocks(segment.start, segment.stop):
             yield block, keys_of(search, block.x, min(top, len(part)), part.start)
         self.repeated += getattr(search, "repeated", 0)
@@ -149,7 +149,9 @@ class Neighbours:
         gathered = all_gather_padded(wide, len(wide), group, fill=0)
         return least(list(gathered.view(size, len(wide), top)), top)
 
-    def _gpu(self) -> int | None:
+    @property
+    def gpu(self) -> int | None:
+        """The one that faiss may use; None, of a process that is alone: all there are."""
         world = self.layout.grid.world
         return world.local_rank if world.size > 1 else None
 

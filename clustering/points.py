@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ovtrain.costs.clustering import BLOCK_NUMBERS
+from ovtrain.schema.errors import InputError
 
 Half = npt.NDArray[np.float16]
 RowNumbers = npt.NDArray[np.int64]
@@ -40,9 +41,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Rows in memory: (S, F) float16."""
+    """Rows in memory: (S, F) float16. InputError where they are not: their bits are looked at."""
 
     array: Half
+
+    def __post_init__(self) -> None:
+        if self.array.dtype != np.float16 or self.array.ndim != 2:
+            found = f"{self.array.shape} {self.array.dtype}"
+            raise InputError("features", found, allowed="(S, F) float16", fix="x.astype('float16')")
 
     @property
     def width(self) -> int:

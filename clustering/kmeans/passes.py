@@ -114,7 +114,7 @@ class Passes:
         """Collective: points that are nearer to one of the ``moved`` centers (E, F), whose ids are
         ``ids`` (E,), are theirs now."""
         tally = _Tally(self.clusters, self.points.device)
-        search = open_search(self.engine, moved, None)
+        search = open_search(self.engine, moved, self.neighbours.gpu)
         for block in self._blocks("filling empty centers") if self.layout.first_inner else ():
             found = keys_of(search, block.x, 1, 0)[:, 0]
             place, squared = unpack(found)

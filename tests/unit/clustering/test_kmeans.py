@@ -7,7 +7,7 @@ from clustering.kmeans import draw
 from clustering.kmeans import lloyd as lloyd_module
 from clustering.kmeans.draw import RowOrder, first_centers
 from clustering.points import Points
-from ovtrain.schema.errors import ConfigError, LabelError
+from ovtrain.schema.errors import ConfigError, InputError, LabelError
 from tests.unit.clustering.clusterings import ALONE, cluster, distinct, points_of
 from tests.unit.clustering.reference import blobs, distances, lloyd, unit
 
@@ -185,6 +185,14 @@ def test_bad_rows_are_named_and_refused():
         cluster(bad_rows(), clusters=10)
     with pytest.raises(LabelError, match=r"1 of 500 of length zero.*\(row 99\)"):
         cluster(bad_rows(), clusters=10, spherical=True)
+
+
+@pytest.mark.parametrize("policy", ["refuse", "skip"])
+def test_features_in_memory_are_float16_or_refused(policy):
+    with pytest.raises(
+        InputError, match=r"features: \(3000, 24\) float32; allowed: \(S, F\) float16"
+    ):
+        cluster(blobs().astype(np.float32), clusters=5, bad=policy)
 
 
 def test_skipped_bad_rows_change_nothing_for_the_others():

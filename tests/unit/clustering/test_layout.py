@@ -1,11 +1,17 @@
+import numpy as np
 import pytest
 import torch
 
 from clustering import neighbours
-from clustering.neighbours import make_layout
+from clustering.kmeans import passes
+from clustering.kmeans.state import MemoryArray
+from clustering.neighbours import Layout, make_layout
+from clustering.search import open_search
 from ovtrain.costs.clustering import FOR_CENTERS, ROW_BYTES
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grid import Grid
+from tests.unit.clustering.clusterings import points_of, quiet
+from tests.unit.clustering.reference import blobs
 
 WIDTH = 4
 
@@ -41,3 +47,24 @@ def test_no_rank_is_without_a_center(layouts, center_shards):
         assert {place.grid.inner_size for place in made} == {shards}
         assert all(len(part) for place in made for part in place.ranges)
         assert all(place.ranges for place in made)
+
+
+@pytest.mark.parametrize(("ranks", "gpu"), [(1, None), (2, 1)])
+def test_a_rank_among_others_searches_on_its_own_gpu(monkeypatch, ranks, gpu):
+    asked = []
+
+    def opened(engine, centers, local_rank):
+        asked.append(local_rank)
+        return open_search(engine, centers, local_rank)
+
+    monkeypatch.setattr(neighbours, "open_search", opened)
+    monkeypatch.setattr(passes, "open_search", opened)
+    points, largest = points_of(blobs(samples=50))
+    world = World(ranks - 1, ranks - 1, ranks, torch.device("cpu"), None)
+    place = Layout(Grid(world, 1, None, None), range(50), (range(5),))
+    own = passes.Passes(points, place, 5, "faiss", largest, quiet)
+    keys = MemoryArray(np.zeros(50, np.int64))
+    centers = points.take(np.arange(5)).float()
+    own.assign(MemoryArray(centers.numpy()), keys, None, "", add=False)
+    own.improve(keys, points.take(np.arange(5, 7)).float(), torch.tensor([3, 4]))
+    assert asked == [gpu, gpu]
