@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,12 @@ class ApproximateSearch:
         ids, squared = exact_order(wide, self.centers, candidates, top)
         few = ((candidates >= 0).sum(dim=1) < top).nonzero()[:, 0]
         if len(few):
-            ids[few], squared[few] = GemmSearch(self.centers).nearest(points[few], top)
+            ids[few], squared[few] = self._exact.nearest(points[few], top)
         return ids, squared
+
+    @cached_property
+    def _exact(self) -> GemmSearch:
+        return GemmSearch(self.centers)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from clustering.search import unpack_array
 from clustering.survey import look
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.distributed.context import World
+from ovtrain.schema.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def nearest(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """ids (S, K) and squared distances (S, K) of the ``top`` nearest of ``centers`` (C, F), nearest
     first; -1 for rows that cannot be used. ``config``: engine, spherical, bad, memory_gib."""
+    if top > len(centers):
+        raise ConfigError(f"top={top}", f"{len(centers)} centers", fix=f"top={len(centers)}")
     world = alone(device)
     found = look(ArraySource(x), world, silent)
     bad = found.bad(spherical=config.spherical, policy=config.bad)

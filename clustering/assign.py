@@ -33,7 +33,7 @@ SEGMENT = 2**16
 """Rows that are done or not."""
 SAVE_EVERY = 10.0
 """Seconds of work that an interruption may cost."""
-WRITTEN_AT_ONCE, JOINED_AT_ONCE = 2**18, 2**26
+WRITTEN_AT_ONCE, JOINED_AT_ONCE = 2**16, 2**26
 
 KEYS, DONE, STAMP = "keys.npy", "done.npy", "stamp.json"
 
@@ -138,7 +138,6 @@ def store_labels(
 
     LabelError where two sample keys are equal.
     """
-    mapped = np.load(keys.path, mmap_mode="r")  # read in the order of hashes
     parts = -(-len(samples) // at_once)
     edges = [2**64 * i // parts for i in range(1, parts)]
     lows = [np.uint64(0), *map(np.uint64, edges)]
@@ -151,7 +150,7 @@ def store_labels(
             row = _row_of(hashes, rows[own], own)
             for start in range(0, len(hashes), WRITTEN_AT_ONCE):
                 some = slice(start, start + WRITTEN_AT_ONCE)
-                yield _block(hashes[some], row[some], mapped)
+                yield _block(hashes[some], row[some], keys)
 
     return write_labels(folder, blocks(), classes, fingerprint)
 
@@ -175,10 +174,10 @@ def _row_of(
 
 
 def _block(
-    hashes: npt.NDArray[np.uint64], row: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64], row: npt.NDArray[np.int64], keys: ArrayFile
 ) -> LabelBlock:
     found = np.full((len(row), keys.shape[1]), -1, np.int64)
-    found[row >= 0] = keys[row[row >= 0]]
+    found[row >= 0] = keys.take(row[row >= 0])
     usable = found[:, 0] >= 0
     ids, squared = unpack_array(found[usable].ravel())
     return LabelBlock(hashes, np.where(usable, keys.shape[1], 0), ids, np.sqrt(squared))

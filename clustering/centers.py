@@ -22,7 +22,7 @@ from clustering.points import Points
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.distributed.context import World
-from ovtrain.schema.errors import ConfigError
+from ovtrain.schema.errors import ConfigError, LabelError
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ def make_centers(job: CenterJob) -> Made:
     """Collective. ConfigError where there are fewer distinct points than centers, with both
     numbers."""
     points, config = job.points, job.config
+    if not points.usable:
+        raise LabelError("features", f"none of {len(points)} can be used", fix="make them again")
     if points.usable < config.clusters:
         raise ConfigError(
             f"clusters={config.clusters}",
             f"{points.usable} usable features",
             allowed=f"1 to {points.usable}",
-            fix=f"set clusters={max(1, points.usable)} or lower",
+            fix=f"set clusters={points.usable} or lower",
         )
     state = _state(job, "flat", config.clusters)
     try:

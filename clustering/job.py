@@ -17,6 +17,7 @@ from clustering.arrays import silent
 from clustering.assign import Labelling, label_all, store_labels
 from clustering.centers import CenterJob, make_centers
 from clustering.features import PassSettings, Skipped, extract, files_of_parts, finish
+from clustering.keys import check_keys
 from clustering.kmeans.array_file import ArrayFile
 from clustering.neighbours import Layout, Neighbours, make_layout
 from clustering.points import Points
@@ -77,16 +78,18 @@ class Run:
             _check_clusters(self.config.clusters, self.manifest.samples)
         if self.world.is_main and not self.job.task:
             take(self.out, "--out")
-            given = self.job.centroids
-            about = {
-                "shards": str(self.job.shards.resolve()),
-                "config": asdict(self.config),
-                "centroids": str(given.resolve()) if given else None,
-            }
-            write_json(self.out / SETTINGS, about)
         for name in wanted:
             if self._made_before(name) is None:
                 stages[name]()
+        if self.world.is_main and not self.job.task:
+            self._write_settings()
+
+    def _write_settings(self) -> None:
+        """At the end: a call that was refused changes nothing."""
+        given = {"features": self.job.features, "centroids": self.job.centroids}
+        about = {name: str(path.resolve()) if path else None for name, path in given.items()}
+        about["shards"] = str(self.job.shards.resolve())
+        write_json(self.out / SETTINGS, {**about, "config": asdict(self.config)})
 
     def _made_before(self, name: str) -> Path | None:
         return {"features": self.job.features, "centers": self.job.centroids}.get(name)
@@ -113,13 +116,17 @@ class Run:
         config, folder = self.config, self.out / "features"
         teacher = open_teacher(config, self.manifest.kind)
         settings = PassSettings(config.workers, config.batch, config.part_samples)
+        if self.world.is_main:
+            check_keys(self.reader)
         (task, tasks), world = self.job.task or (0, 1), self.world
         task, tasks = task + tasks * world.rank, tasks * world.size  # ranks share a task's parts
         extract(self.reader, teacher, folder, settings, task=task, tasks=tasks, say=self.say)
         barrier(self.world.group)
         if not self.world.is_main:
+            del self.reader
             return ""
         made = finish(self.reader, teacher, folder, settings)
+        del self.reader  # and its memory
         if made is None:
             return ""
         _write_skipped(self.out / SKIPPED, made.skipped())

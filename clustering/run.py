@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f"--task {given.task}", "a share of one stage", fix="--stage features"
             )
-        if given.centroids and given.stage == "centers":
-            raise ConfigError(
-                "--stage centers", "--centroids makes none", fix="leave one of them out"
-            )
+        for stage, name in (("centers", "centroids"), ("features", "features")):
+            if given.stage == stage and getattr(given, name):
+                found = f"with --{name} none are made"
+                raise ConfigError(f"--stage {stage}", found, fix="leave one of them out")
         made = given.centroids, given.features
         run(Clustering(given.shards, given.out, config, *made, given.stage, task))
 

@@ -51,7 +51,7 @@ class FaissSearch:
         self.centers = centers
         index = faiss.IndexFlatL2(centers.shape[1])
         if centers.is_cuda:
-            index = _on_gpus(faiss, index, local_rank)
+            index = on_gpus(faiss, index, local_rank)
         index.add(centers.cpu().numpy())
         self.index = index
 
@@ -79,7 +79,8 @@ def faiss_module() -> Any:
     return faiss
 
 
-def _on_gpus(faiss: Any, index: Any, local_rank: int | None) -> Any:
+def on_gpus(faiss: Any, index: Any, local_rank: int | None) -> Any:
+    """``index`` on this rank's GPU, or its centers sharded over all GPUs."""
     if not hasattr(faiss, "index_cpu_to_gpus_list"):
         fix = "pip install ovtrain[gpu] instead of ovtrain[cpu], or engine=gemm"
         raise ConfigError("engine=faiss", "this faiss has no GPU part", fix=fix)

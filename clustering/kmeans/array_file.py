@@ -1,10 +1,11 @@
-"""Arrays on disk that ranks read and write in parts, in place, and never map.
+"""Arrays on disk that ranks read and write in parts, in place, and do not keep mapped.
 
 A process holds the parts that it asked for, whatever the size of the file. The file is a ``.npy``.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class ArrayFile:
             raise LabelError(
                 str(path), f"{found[2]} {found[0]}, {size} bytes", allowed=allowed, fix=_fix(path)
             )
-        self._descriptor = os.open(path, os.O_RDWR if write else os.O_RDONLY)
+        self._mode = os.O_RDWR if write else os.O_RDONLY
+        self._descriptor = os.open(path, self._mode)
 
     @classmethod
     def create(cls, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
@@ -65,6 +67,19 @@ class ArrayFile:
             view, at = view[got:], at + got
         return out
 
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """(n, ...) rows in any order. Mapped for as long as that takes: a page for each row."""
+        if not len(rows):
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        with (
+            open(self.path, "rb") as handle,
+            mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
+            whole = np.frombuffer(mapped, self.dtype, offset=self._start).reshape(self.shape)
+            found = whole[rows]
+            del whole  # or the map could not be closed
+        return found
+
     def write(self, first: int, array: npt.NDArray[Any]) -> None:
         assert array.dtype == self.dtype, (array.dtype, self.dtype)
         assert array.shape[1:] == self.shape[1:], (array.shape, self.shape)
@@ -78,6 +93,11 @@ class ArrayFile:
     def sync(self) -> None:
         with naming(self.path):
             os.fsync(self._descriptor)
+
+    def reopen(self) -> None:
+        """What other hosts wrote before is seen from here on: NFS promises it of opened files."""
+        os.close(self._descriptor)
+        self._descriptor = os.open(self.path, self._mode)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -22,7 +22,7 @@ from clustering.neighbours import Layout, Neighbours, keys_of
 from clustering.points import Block, Points
 from clustering.progress import Pace
 from clustering.search import NO_KEY, open_search, pack, unpack, unpack_array
-from ovtrain.distributed.collectives import barrier, broadcast_object, reduce_in_place
+from ovtrain.distributed.collectives import barrier, reduce_in_place
 from ovtrain.ops.nearest import add_rows
 
 HALF_BITS, UNIT_BITS, TOTAL_BITS = 24, 30, 62
@@ -35,6 +35,12 @@ def fixed_point(points: Points, largest: float) -> int:
     absolute number of the features."""
     bits, high = (UNIT_BITS, 1.0) if points.spherical else (HALF_BITS, max(largest, 2.0**-24))
     return min(bits, TOTAL_BITS - math.ceil(math.log2(max(1, len(points)) * high)))
+
+
+def distance_bits(points: Points, largest: float) -> int:
+    """As ``fixed_point``, of the sum of all squared distances; below 0 where these are huge."""
+    high = 4.0 if points.spherical else 4.0 * points.width * max(largest, 2.0**-24) ** 2
+    return TOTAL_BITS - math.ceil(math.log2(max(1, len(points)) * high))
 
 
 @dataclass
@@ -65,6 +71,7 @@ class Passes:
         self.engine, self.say = engine, say
         self.neighbours = Neighbours(points, layout, engine)
         self.shift = fixed_point(points, largest)
+        self.distance_bits = distance_bits(points, largest)
         self._sums: Tensor | None = None
 
     def load(self, centers: Array, part: range) -> Tensor:
@@ -75,7 +82,7 @@ class Passes:
     ) -> Tally:
         """Collective: write each point's key to ``keys``, compare with ``before``. ``add``: sum up
         the points of each center on the way, where one pass can."""
-        layout, tally = self.layout, _Tally(self.clusters, self.points.device)
+        layout, tally = self.layout, _Tally(self.clusters, self.points.device, self.distance_bits)
         self._sums = self._new_sums(layout.ranges[0]) if add and layout.single else None
         pace = Pace(len(layout.samples), what, self.say)
         for block, found in self.neighbours.keys(centers, 1, layout.samples, pace.step):
@@ -113,7 +120,7 @@ class Passes:
     def improve(self, keys: Array, moved: Tensor, ids: Tensor) -> Tally:
         """Collective: points that are nearer to one of the ``moved`` centers (E, F), whose ids are
         ``ids`` (E,), are theirs now."""
-        tally = _Tally(self.clusters, self.points.device)
+        tally = _Tally(self.clusters, self.points.device, self.distance_bits)
         search = open_search(self.engine, moved, self.neighbours.gpu)
         for block in self._blocks("filling empty centers") if self.layout.first_inner else ():
             found = keys_of(search, block.x, 1, 0)[:, 0]
@@ -157,13 +164,14 @@ class Passes:
 class _Tally:
     """Counts on the device, added up over ranks at the end."""
 
-    def __init__(self, clusters: int, device: torch.device) -> None:
-        self.numbers = torch.zeros(2, dtype=torch.float64, device=device)
+    def __init__(self, clusters: int, device: torch.device, bits: int) -> None:
+        self.scale = 2.0**bits
+        self.numbers = torch.zeros(2, dtype=torch.int64, device=device)
         self.counts = torch.zeros((2, clusters), dtype=torch.int64, device=device)
 
     def add(self, keys: Tensor, before: Tensor) -> None:
         ids, squared = unpack(keys)
-        self.numbers[0] += squared.double().sum()
+        self.numbers[0] += (squared.double() * self.scale).round().long().sum()
         self.numbers[1] += (ids != unpack(before)[0]).sum()
         self.counts[0].index_add_(0, ids.long(), torch.ones_like(keys))
         self.counts[1].index_add_(0, ids.long(), (squared > 0).long())
@@ -172,7 +180,5 @@ class _Tally:
         grid = layout.grid
         group = grid.world.group if whole_world else grid.outer_group
         counts, apart = reduce_in_place(self.counts, group).cpu().numpy()
-        numbers = reduce_in_place(self.numbers, group).tolist()
-        # floating point: what is decided by it must be one and the same number on all ranks
-        objective, moved = broadcast_object(numbers, grid.world.group)
-        return Tally(objective, int(moved), counts, apart)
+        objective, moved = reduce_in_place(self.numbers, group).tolist()
+        return Tally(objective / self.scale, moved, counts, apart)

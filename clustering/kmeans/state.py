@@ -149,6 +149,8 @@ class FolderState:
         for array in self._arrays.values():
             array.sync()
         barrier(self.world.group)
+        for array in self._arrays.values():
+            array.reopen()
 
     def save(self) -> None:
         self._written()

@@ -68,9 +68,8 @@ def alone(store, tmp_path_factory):
 
 def same(one, other) -> None:
     for name in SETTINGS:
-        for key in ("centers", "ids", "squared"):
+        for key in ("centers", "ids", "squared", "objective"):
             assert np.array_equal(one[name][key], other[name][key]), (name, key)
-        assert one[name]["objective"] == pytest.approx(other[name]["objective"], rel=1e-12)
 
 
 def test_two_ranks_divide_the_samples(store, alone, tmp_path):

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from clustering import arrays
 from clustering.approximate import ApproximateSearch, recall_of, tune
 from clustering.assign import SEGMENT, Labelling, label_all, store_labels
 from clustering.kmeans.array_file import ArrayFile
 from clustering.kmeans.state import MemoryArray
 from clustering.neighbours import Neighbours, make_layout
-from clustering.search import FaissSearch, GemmSearch, pack, unpack, unpack_array
+from clustering.search import FaissSearch, GemmSearch, on_gpus, pack, unpack, unpack_array
+from ovtrain.config.cluster import ClusterConfig
 from ovtrain.schema.errors import ConfigError, LabelError
 from ovtrain.schema.labels import LabelStore
 from tests.unit.clustering.clusterings import ALONE, points_of, quiet
@@ -154,3 +156,33 @@ def test_keys_order_by_distance_then_id():
 def test_shards_of_centers_must_divide_the_ranks():
     with pytest.raises(ConfigError, match="center_shards=3: does not divide 1 ranks"):
         make_layout(ALONE, 10, 5, 4, 1.0, 3)
+
+
+class FakeFaiss:
+    """Says what it was asked for."""
+
+    class GpuMultipleClonerOptions:
+        shard = False
+
+    @staticmethod
+    def get_num_gpus():
+        return 4
+
+    @staticmethod
+    def index_cpu_to_gpus_list(index, co, gpus):
+        return index, co.shard, gpus
+
+
+def test_faiss_shards_centers_over_all_gpus_of_a_process_or_takes_the_ranks_own():
+    assert on_gpus(FakeFaiss, "index", None) == ("index", True, [0, 1, 2, 3])
+    assert on_gpus(FakeFaiss, "index", 2) == ("index", True, [2])
+    with pytest.raises(
+        ConfigError, match=r"this faiss has no GPU part; pip install ovtrain\[gpu\]"
+    ):
+        on_gpus(object(), "index", None)
+
+
+def test_more_neighbours_than_centers_are_refused():
+    x, centers = hard()
+    with pytest.raises(ConfigError, match="top=301: 300 centers"):
+        arrays.nearest(x, centers, 301, ClusterConfig())

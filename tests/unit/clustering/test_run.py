@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clustering import run, stages
+from clustering import job, keys, run, stages
 from clustering.kmeans import array_file
 from clustering.quality import purity
 from clustering.run import main
@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(shards, tmp_path, capsys, s
 def test_centers_are_either_given_or_made(out, shards, tmp_path, capsys):
     given = ["--centroids", str(out / "centroids"), "--stage", "centers"]
     assert main([str(shards), "--out", str(tmp_path), *given, *SETTINGS]) == 2
-    assert "--stage centers: --centroids makes none" in capsys.readouterr().err
+    assert "--stage centers: with --centroids none are made" in capsys.readouterr().err
 
 
 def test_ranks_wait_for_each_other_for_days(shards, tmp_path, monkeypatch):
@@ -296,3 +296,16 @@ def test_features_made_before_are_used_where_they_are_of_these_shards(
     )
     assert main([str(other), "--out", str(tmp_path / "b"), *made, "clusters=1", "top=1"]) == 2
     assert "features of shards" in capsys.readouterr().err
+
+
+def test_equal_keys_are_named_before_the_feature_pass(shards, tmp_path, capsys, monkeypatch):
+    reader = ShardReader(shards)
+    monkeypatch.setattr(job, "ShardReader", lambda _: reader)
+    monkeypatch.setattr(keys, "AT_ONCE_BITS", 2)
+    reader.hashes = reader.hashes.copy()
+    reader.hashes[9] = reader.hashes[3]
+    assert main([str(shards), "--out", str(tmp_path), *SETTINGS]) == 2
+    said = capsys.readouterr().err
+    assert f"{reader.name(3)} and {reader.name(9)} have the same key" in said
+    assert not (tmp_path / "features").exists()
+    assert not (tmp_path / "settings.json").exists()
