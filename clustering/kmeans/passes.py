@@ -28,6 +28,8 @@ from ovtrain.ops.nearest import add_rows
 HALF_BITS, UNIT_BITS, TOTAL_BITS = 24, 30, 62
 CHUNK = 2**24
 """Numbers that are reduced or divided at a time."""
+ROWS = 2**20
+"""Of the assignment that are looked through at a time."""
 
 
 def fixed_point(points: Points, largest: float) -> int:
@@ -112,8 +114,8 @@ class Passes:
         if not self.layout.first_inner:
             return
         samples = self.layout.samples
-        for start in range(samples.start, samples.stop, CHUNK):
-            found = keys.read(start, min(CHUNK, samples.stop - start))
+        for start in range(samples.start, samples.stop, ROWS):
+            found = keys.read(start, min(ROWS, samples.stop - start))
             rows = np.flatnonzero(found >= 0)
             yield Assigned(start + rows, *unpack_array(found[rows]))
 
