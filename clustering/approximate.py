@@ -112,26 +112,23 @@ def tune(
     x = points.take(rows[~points.is_bad(rows)])
     exact = GemmSearch(search.centers)
     truth, exact_s = _timed(exact, x, top)
-    width, recall = 1, 0.0
-    while recall < wanted:
-        search.set_width(width)
+    while True:
         found, approximate_s = _timed(search, x, top)
         recall = recall_of(found, truth)
         if recall >= wanted:
-            said = Tuned(search.width, recall, len(x), exact_s, approximate_s)
-            say(
-                f"{search.kind}: width {search.width}, recall@{top} {recall:.4f}, "
-                f"{exact_s / approximate_s:.2f} times as fast as the exact search"
-            )
-            return said
+            break
         if search.width == search.most:
             raise ConfigError(
                 f"recall={wanted}",
                 f"search={search.kind} reaches {recall:.4f}",
                 fix="use search=exact, or lower recall",
             )
-        width *= 2
-    raise AssertionError("wanted recall is above 0")
+        search.set_width(2 * search.width)
+    say(
+        f"{search.kind}: width {search.width}, recall@{top} {recall:.4f}, "
+        f"{exact_s / approximate_s:.2f} times as fast as the exact search"
+    )
+    return Tuned(search.width, recall, len(x), exact_s, approximate_s)
 
 
 def recall_of(found: np.ndarray, truth: np.ndarray) -> float:

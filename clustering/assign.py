@@ -9,7 +9,6 @@ S samples, C centers, F width, K labels each.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from clustering.kmeans.state import Array
 from clustering.neighbours import Layout, Neighbours, Table
 from clustering.progress import Pace
 from clustering.search import unpack_array
+from clustering.stages import read_record
 from ovtrain.config.step_plan import split
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.schema.atomic import write_json
@@ -85,10 +85,7 @@ def label_all(job: Labelling) -> ArrayFile:
 
 
 def _is_of(job: Labelling) -> bool:
-    try:
-        return json.loads((job.folder / STAMP).read_text()) == job.stamp
-    except (OSError, ValueError):
-        return False  # none, or cut short: it begins anew
+    return read_record(job.folder / STAMP) == job.stamp
 
 
 def _runs(missing: npt.NDArray[np.bool_], first: int) -> Iterator[tuple[int, int]]:

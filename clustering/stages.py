@@ -26,6 +26,21 @@ def stamp_of(**inputs: Any) -> str:
     return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def read_record(path: Path) -> Any:
+    """What a run has left to go on with; None where it has left nothing.
+
+    Such files are written whole. LabelError where one is damaged, OSError where it cannot be read:
+    a fault of the disk must not pass for a fresh start, which would throw work away.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        fix = f"remove {path.parent} to begin anew, or restore the file"
+        raise LabelError(str(path), f"damaged ({error})", fix=fix) from error
+
+
 @dataclass(frozen=True)
 class Stages:
     out: Path
@@ -68,7 +83,4 @@ class Stages:
             )
 
     def _read(self) -> dict[str, str]:
-        try:
-            return json.loads((self.out / STAGES).read_text())
-        except (OSError, ValueError):
-            return {}  # none yet, or cut short: everything is made again
+        return read_record(self.out / STAGES) or {}

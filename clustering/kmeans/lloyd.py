@@ -98,12 +98,13 @@ class Lloyd:
         if progress.iteration >= self.config.iterations:
             return True
         last = [row for row in progress.rows if row["restart"] == progress.restart][-2:]
-        if not last or last[-1]["repaired"] or last[-1]["split"]:
-            return False
+        if not last or any(row["repaired"] or row["split"] for row in last):
+            return False  # a split may raise the objective for a while
         if last[-1]["iteration"] > 0 and last[-1]["moved"] == 0:
             return True
         before, now = last[0]["objective"], last[-1]["objective"]
-        return len(last) == 2 and before - now < self.config.tolerance * before
+        gained_enough = before - now >= self.config.tolerance * before
+        return self.config.tolerance > 0 and len(last) == 2 and not gained_enough
 
     def iterate(self) -> None:
         """Collective: assign all points, move all centers."""

@@ -14,7 +14,6 @@ small problems, the same arrays without files.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clustering.kmeans.array_file import ArrayFile
+from clustering.stages import read_record
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.distributed.context import World
 from ovtrain.schema.atomic import write_json
@@ -128,12 +128,10 @@ class FolderState:
         }
 
     def _known(self) -> Progress | None:
-        path = self.folder / STATE
-        try:
-            value = json.loads(path.read_text())
-            return Progress(**value["progress"]) if value["stamp"] == self.stamp else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # none, or not one of ours: begin anew
+        value = read_record(self.folder / STATE)
+        if value is None or value["stamp"] != self.stamp:
+            return None
+        return Progress(**value["progress"])
 
     @property
     def best(self) -> Path:

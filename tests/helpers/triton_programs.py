@@ -1,6 +1,7 @@
 """Triton's kernels without a GPU: in its interpreter, and compiled for one."""
 
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,24 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, combine in (("sum", "_sum_combine"), ("max", "_elementwise_max")):
         pair = getattr(tl.standard, combine)
         monkeypatch.setattr(tl, name, lambda x, axis, pair=pair: tl.reduce(x, axis, pair))
+
+
+def recorded_launches(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Any]:
+    """Kernels launched from now on are not run but listed: (kernel, arguments, options), as ``ptx``
+    takes them."""
+    import triton.language as tl
+    from triton.runtime.jit import JITFunction
+
+    if not isinstance(tl.sum, JITFunction):
+        pytest.skip("TRITON_INTERPRET was set when triton was imported")
+    launches: list[Any] = []
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launches.append((kernel, args, options))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(JITFunction, "run", record)
+    return launches
 
 
 def ptx(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> str:

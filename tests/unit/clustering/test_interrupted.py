@@ -12,6 +12,7 @@ from clustering.kmeans import array_file, state
 from clustering.kmeans.array_file import ArrayFile
 from clustering.neighbours import Neighbours, make_layout
 from ovtrain.config.cluster import ClusterConfig
+from ovtrain.schema.errors import LabelError
 from tests.unit.clustering.clusterings import ALONE, points_of, quiet
 from tests.unit.clustering.reference import blobs
 
@@ -110,3 +111,14 @@ def test_the_state_of_other_features_or_settings_is_not_gone_on_with(tmp_path):
         made.append(np.load(make_centers(job).centers))
     assert (made[0] != made[1]).any()
     assert (made[1] == made[2]).all()
+
+
+def test_a_damaged_state_is_named_and_not_begun_anew(tmp_path):
+    clustered(tmp_path, SETTINGS["flat"])
+    for name in ("flat/state.json", "labels/stamp.json"):
+        whole = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(whole[:-3])
+        with pytest.raises(LabelError, match=rf"{name}: damaged .*remove .* to begin anew"):
+            clustered(tmp_path, SETTINGS["flat"])
+        (tmp_path / name).write_text(whole)
+    assert (tmp_path / "flat" / "best.npy").is_file()

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,13 +23,12 @@ from ovtrain.ops.class_kernels import (
     Tile,
     TorchKernels,
 )
-from tests.helpers.triton_programs import fresh_module, interpret, ptx
+from tests.helpers.triton_programs import fresh_module, interpret, ptx, recorded_launches
 
 if os.environ.get("CI"):  # there, its absence is a failure
     import triton
 else:
     triton = pytest.importorskip("triton", reason="triton is not installed")
-import triton.language as tl
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REFERENCE = TorchKernels()
@@ -105,17 +103,7 @@ def assert_near(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("dtype", BOTH)
 def test_kernels_compile_for_a_gpu(dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Every launch of every kernel, as far as a program for an H100."""
-    from triton.runtime.jit import JITFunction
-
-    if not isinstance(tl.sum, JITFunction):
-        pytest.skip("TRITON_INTERPRET was set when triton was imported")
-    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        launches.append((kernel, args, options))
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(JITFunction, "run", record)
+    launches = recorded_launches(monkeypatch, tmp_path)
     kernels, other = fresh_kernels(), torch.bfloat16
     call_tile_kernels(kernels, tile(64, dtype), torch.empty(B, 64, dtype=other))
     call_row_kernels(kernels, torch.empty(C, 64, dtype=dtype), torch.empty(S, 64, dtype=other))

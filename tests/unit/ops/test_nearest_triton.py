@@ -4,20 +4,18 @@ interpreter; and that its kernels compile for a GPU."""
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from ovtrain.ops.nearest_torch import TorchSearch
-from tests.helpers.triton_programs import fresh_module, interpret, ptx
+from tests.helpers.triton_programs import fresh_module, interpret, ptx, recorded_launches
 from tests.unit.ops.test_nearest import Cloud, clustered, duplicated, near_ties, random
 
 if os.environ.get("CI"):  # there, its absence is a failure
     import triton
 else:
     triton = pytest.importorskip("triton", reason="triton is not installed")
-import triton.language as tl
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -31,17 +29,7 @@ def search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 # First in this file: triton 3.4 does not take back what its interpreter changes.
 def test_kernels_compile_for_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from triton.runtime.jit import JITFunction
-
-    if not isinstance(tl.sum, JITFunction):
-        pytest.skip("TRITON_INTERPRET was set when triton was imported")
-    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        launches.append((kernel, args, options))
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(JITFunction, "run", record)
+    launches = recorded_launches(monkeypatch, tmp_path)
     module = fresh_module("ovtrain.ops.nearest_triton")
     points, centers = (x.bfloat16() for x in random(200, 300, 128))
     module.best_of_groups(points, centers, torch.zeros(300))
