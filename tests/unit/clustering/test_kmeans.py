@@ -6,7 +6,12 @@ import pytest
 from clustering.kmeans import draw
 from clustering.kmeans import lloyd as lloyd_module
 from clustering.kmeans.draw import RowOrder, first_centers
+from clustering.kmeans.lloyd import Lloyd
+from clustering.kmeans.passes import Passes
+from clustering.kmeans.state import MemoryState
+from clustering.neighbours import make_layout
 from clustering.points import Points
+from ovtrain.config.cluster import ClusterConfig
 from ovtrain.schema.errors import ConfigError, InputError, LabelError
 from tests.unit.clustering.clusterings import ALONE, cluster, distinct, points_of
 from tests.unit.clustering.reference import blobs, distances, lloyd, unit
@@ -222,6 +227,27 @@ def test_giants_are_split_where_that_is_wanted():
     sizes = {largest: counts.max() for largest, counts in sizes.items()}
     assert sizes[0.0] > 2000
     assert sizes[4.0] < 1000
+
+
+@pytest.mark.parametrize(
+    ("split", "tolerance", "ends"),
+    [(1, 0.0, False), (1, 0.1, False), (0, 0.0, False), (0, 0.1, True)],
+)
+def test_a_rise_ends_a_run_only_where_it_is_no_splits_and_a_tolerance_is_set(
+    split, tolerance, ends
+):
+    row = {"restart": 0, "repaired": 0, "split": 0, "moved": 0.5}
+    state = MemoryState(4, 2, 1)
+    state.progress.iteration = 2
+    state.progress.rows = [
+        {**row, "iteration": 0, "objective": 1.0, "split": split},
+        {**row, "iteration": 1, "objective": 1.5},
+    ]
+    config = ClusterConfig(clusters=2, top=1, tolerance=tolerance)
+    points, _ = points_of(np.ones((4, 1), np.float16))
+    layout = make_layout(ALONE, 4, 2, 1, 1.0, 1)
+    passes = Passes(points, layout, 2, "gemm", 1.0, print)
+    assert Lloyd(points, config, passes, state, print)._converged() is ends
 
 
 def test_large_numbers_do_not_overflow_the_sums():
