@@ -2,9 +2,12 @@
 
 When a step takes longer than its limit, each rank writes where its threads stand to
 ``{run.out}/logs/stacks-{rank:05d}.txt``, again after as long a time, and its log names that file.
-After twice the limit the process may end with status 75, so that a scheduler starts it again. The
-stacks (faulthandler) and the end (``ExitTimer``) come from threads in C: a call that hangs with
-Python's lock held hides nothing; only the line in the log has then to wait.
+After twice the limit the process may end with status 75, so that a scheduler starts it again.
+
+A thread that holds Python's lock writes the stacks: nothing runs meanwhile, since to walk the
+frames of a thread that runs can end the process (faulthandler's own timer does so). Where a call in
+C hangs with the lock held, that thread waits too; half a limit later faulthandler's timer writes
+the stacks after all, of threads that now stand still. The end (``ExitTimer``) is C's as well.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ HEADER = 240
 """Bytes of the line above the stacks. It is written before they are, over and over."""
 SLACK = 0.02
 """Of a limit: a timer armed so recently is not armed again, since that starts a thread."""
+GRACE, LEAST_GRACE = 0.5, 0.25
+"""Of a limit, and seconds: how much later faulthandler's timer writes what the thread did not."""
 INFINITE = float("inf")
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,7 @@ class Watchdog:
         self.path, self.timeout_s = logs / f"stacks-{rank:05d}.txt", timeout_s
         self._what, self._limit = "", 0.0
         self._armed_at = self._deadline = INFINITE
+        self._told = False
         self._place = f"rank {rank} on {platform.node()}"
         if not timeout_s:
             return
@@ -93,25 +99,25 @@ class Watchdog:
         if not self.timeout_s:
             return
         now = time.monotonic()
-        fresh = limit == self._limit and now - self._armed_at < SLACK * limit
         with self._changed:
+            fresh = limit == self._limit and now - self._armed_at < SLACK * limit
             self._what, self._limit, self._deadline = what, limit, now + limit
+            self._told = False
+            self._write_header()
             if not fresh:
+                self._armed_at = now
                 self._changed.notify()  # the limit may be a nearer one
-        self._write_header()
-        if not fresh:
-            self._armed_at = now
-            faulthandler.dump_traceback_later(limit, repeat=True, file=self._file)
-            if self._exit is not None:
-                self._exit.arm(2 * limit)
+                self._dump_without_lock_after(limit)
+        if not fresh and self._exit is not None:
+            self._exit.arm(2 * limit)
 
     def _disarm(self) -> None:
         if not self.timeout_s:
             return
-        faulthandler.cancel_dump_traceback_later()
         if self._exit is not None:
             self._exit.disarm()
         with self._changed:
+            faulthandler.cancel_dump_traceback_later()
             self._what, self._limit = "", 0.0
             self._armed_at = self._deadline = INFINITE
 
@@ -129,18 +135,30 @@ class Watchdog:
         os.pwrite(self._file, line.encode()[: HEADER - 1].ljust(HEADER - 1) + b"\n", self._base)
 
     def _tell(self) -> None:
-        """A thread: one line in the log for each limit that passes."""
-        told = INFINITE  # the deadline that was told of last
+        """A thread: stacks for each limit that passes, a line in the log for the first."""
         while True:
             with self._changed:
                 if not self._open:
                     return
                 left = self._deadline - time.monotonic()
-                if self._deadline == told or left > 0:
-                    self._changed.wait(None if self._deadline in (told, INFINITE) else left)
+                if left > 0:
+                    self._changed.wait(None if self._deadline == INFINITE else left)
                     continue
-                told, message = self._deadline, self._message()
-            log.warning(message)
+                message = "" if self._told else self._message()
+                self._told = True
+                self._dump()
+            if message:
+                log.warning(message)
+
+    def _dump(self) -> None:
+        faulthandler.dump_traceback(self._file)
+        self._deadline = time.monotonic() + self._limit
+        self._armed_at = -INFINITE  # the next step arms again
+        self._dump_without_lock_after(self._limit)
+
+    def _dump_without_lock_after(self, limit: float) -> None:
+        seconds = limit + max(GRACE * limit, LEAST_GRACE)
+        faulthandler.dump_traceback_later(seconds, repeat=True, file=self._file)
 
     def _message(self) -> str:
         ends = f"; after {2 * self._limit:g} s this process ends" if self._exit is not None else ""

@@ -141,3 +141,35 @@ def test_after_twice_its_time_a_process_ends_for_the_scheduler(tmp_path, hang):
     text = (tmp_path / "stacks-00000.txt").read_text()
     assert "step 7 began" in text
     assert f"in {hang}" in text
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from ovtrain.engine.watchdog import Watchdog
+
+def deep(calls):
+    return calls if calls <= 0 else deep(calls - 1)
+
+limit, steps = float(sys.argv[2]), int(sys.argv[3])
+watchdog = Watchdog(Path(sys.argv[1]), 0, limit, end=sys.argv[4] == "end")
+for step in range(steps):
+    watchdog.beat(step)
+    ends = time.monotonic() + 3 / steps
+    while time.monotonic() < ends:
+        deep(800)
+watchdog.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps", "end"),
+    [
+        pytest.param(0.002, 1, "stay", id="stacks_of_frames_that_come_and_go"),
+        pytest.param(1.0, 2, "end", id="a_time_of_its_own_for_each_step"),
+    ],
+)
+def test_a_slow_step_that_still_runs_is_not_ended_by_being_looked_at(tmp_path, limit, steps, end):
+    slow = [sys.executable, "-c", SLOW, str(tmp_path), str(limit), str(steps), end]
+    assert subprocess.run(slow, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "stacks-00000.txt").read_text().count("=== rank 0") == steps
