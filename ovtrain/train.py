@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
+    for polite in (signal.SIGTERM, signal.SIGUSR1):  # its answer is given; no death on the way out
+        signal.signal(polite, signal.SIG_IGN)
     # After an error the other ranks may wait in a collective: leave without the group's goodbye,
     # and torchrun ends them.
     os._exit(status) if status == 2 else sys.exit(status)

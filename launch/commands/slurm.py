@@ -1,15 +1,19 @@
-"""launch slurm: submit a training config as a batch job."""
+"""launch local | slurm: training on this machine, or as batch jobs."""
 
 from __future__ import annotations
 
 import click
 
 from launch.commands.options import load_training, overrides
+from launch.commands.training import train
 
 
 @click.group()
 def launch() -> None:
-    """Start training on a cluster."""
+    """Start training: on this machine, on a SLURM cluster."""
+
+
+launch.add_command(train, "local")
 
 
 @launch.command()
@@ -20,7 +24,7 @@ def launch() -> None:
 @click.option("--gpus-per-node", type=click.IntRange(min=0))
 @click.option("--partition")
 @click.option("--time", "limit", help="Wall-clock limit, e.g. 24:00:00.")
-@click.option("--dry-run", is_flag=True, help="Print the sbatch call; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the sbatch calls; submit nothing.")
 def slurm(
     config: str,
     overrides: tuple[str, ...],
@@ -31,11 +35,30 @@ def slurm(
     limit: str | None,
     dry_run: bool,
 ) -> int:
-    """Submit CONFIG with slurm/pretrain.sbatch; options here win over --site."""
-    from launch.slurm import load_site, submit
+    """Submit CONFIG: a training run, or a pipeline of jobs that wait for one another.
 
-    resolved = load_training(config, overrides)
+    Options here win over --site. The scripts are those of slurm/; each can be used by hand."""
+    from launch.jobs import train_job
+    from launch.pipeline import is_pipeline, load_pipeline
+    from launch.pipeline import launch as launch_pipeline
+    from launch.preflight import preflight
+    from launch.sbatch import load_site, show, submit
+
+    pipeline = load_pipeline(config, overrides) if is_pipeline(config) else None
+    named = site or (pipeline.site if pipeline else None)
     chosen = load_site(
-        site, nodes=nodes, gpus_per_node=gpus_per_node, partition=partition, time=limit
+        named, nodes=nodes, gpus_per_node=gpus_per_node, partition=partition, time=limit
     )
-    return submit(resolved, config, chosen, dry_run=dry_run)
+    if pipeline is not None:
+        return launch_pipeline(config, pipeline, chosen, dry_run=dry_run)
+    resolved = load_training(config, overrides)
+    found = preflight(resolved, chosen.world)
+    found.check(config, allow_missing_data=dry_run)
+    jobs = [train_job(resolved, chosen)]
+    if dry_run:
+        for problem in found.data:
+            click.echo(f"not found yet  {problem}", err=True)
+        show(jobs)
+    else:
+        submit(jobs)
+    return 0

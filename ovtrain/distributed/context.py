@@ -82,7 +82,9 @@ def start_world(*, force_group: bool = False, timeout_s: float = 0) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    # A task that was given one GPU of its own sees that one alone, whatever its place on the node.
+    seen = local_rank % torch.cuda.device_count() if cuda else 0
+    device = torch.device("cuda", seen) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if (size > 1 or force_group) and not dist.is_initialized():

@@ -1,0 +1,292 @@
+"""What became of each start of a batch job, and whether the job is to start once more.
+
+    python -m launch.attempts begin CONFIG.yaml
+    python -m launch.attempts end CONFIG.yaml --status 1 --state RUNNING --restarts 3
+
+``{run.out}/logs/attempts.jsonl`` holds one object per start that has ended: attempt (0, 1, ...),
+job, nodes, began, ended (s since the epoch), status, kind (finished, saved after a signal, stopped
+by one before it could save, failed, input_error, unhealthy), why, rank and node (of the failure;
+null and "" without one), step (of the newest checkpoint), excluded (nodes). ``attempt.json`` is the
+start under way: one that left no row ended without a word, as where a node loses its power.
+
+``end`` prints what the script shall do: ``end STATUS`` or ``requeue`` and nodes to leave out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovtrain.config.load import load
+from ovtrain.config.train import TrainConfig
+from ovtrain.schema.atomic import write_json
+from ovtrain.schema.errors import exit_status
+from ovtrain.schema.status import REQUEUE, UNHEALTHY
+
+ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
+TRACEBACK = "Traceback (most recent call last)"
+AFTERMATH = re.compile(
+    r"onnection (?:closed|reset)|roken pipe|NCCL communicator was aborted|remote process exited"
+    r"|DistStoreError|TCPStore|onnection refused|peer",
+)
+"""What a rank says of which another one has gone."""
+CANCELLED = ("CANCELLED", "DEADLINE")
+"""States of a job that its owner, or his limits, want to be over."""
+FAULTS_OF_A_NODE = 2
+"""So many failures on a node in this job, and it is left out."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure that a node saw. ``kind``: "failed", "stopped" (after a signal),
+    "input_error" (which a restart would meet again)."""
+
+    rank: int
+    node: str
+    status: int
+    kind: str
+    why: str
+    time: float
+    text: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def of_rank(cls, rank: int, node: str, status: int, last: Sequence[str]) -> Failure:
+        """From a rank's exit status (negative: a signal) and the last lines that it printed."""
+        starts = [i for i, line in enumerate(last) if TRACEBACK in line]
+        text = list(last[starts[0] :]) if starts else list(last[-20:])
+        errors = [found["text"] for line in last if (found := ERROR.match(line))]
+        if status == REQUEUE:
+            why = f"a step hung; where its threads stood is in logs/stacks-{rank:05d}.txt"
+        elif status < 0:
+            why = f"killed by signal {-status} ({signal.Signals(-status).name})"
+        elif errors:
+            why = errors[-1]
+        else:
+            lines = [line for line in text if line.strip()]
+            why = lines[-1].strip() if starts and lines else f"ended with status {status}"
+        kind = "input_error" if status == 2 else "failed"
+        return cls(rank, node, status, kind, why, time.time(), text)
+
+    @property
+    def aftermath(self) -> bool:
+        """Whether it only tells that another rank has gone."""
+        return self.status > 0 and AFTERMATH.search(self.why) is not None
+
+    def lines(self) -> list[str]:
+        """For the job's log: who and why on top, then what that rank printed last."""
+        where = f"logs/rank-{self.rank:05d}.out"
+        top = f"error: rank {self.rank} on {self.node}: {self.why}"
+        return [top, *(f"  | {line}" for line in self.text), f"  all that it printed: {where}"]
+
+
+def _failures_folder(out: Path) -> Path:
+    return out / "logs" / "failures"
+
+
+def record_failure(out: Path, attempt: str, failure: Failure) -> None:
+    """Let the other nodes of this start know."""
+    write_json(_failures_folder(out) / f"{attempt}-{failure.node}.json", asdict(failure))
+
+
+def failures(out: Path, attempt: str) -> list[Failure]:
+    """Of one start, the one that began it first."""
+    found = [
+        Failure(**json.loads(path.read_text()))
+        for path in _failures_folder(out).glob(f"{attempt}-*.json")
+    ]
+    return sorted(found, key=lambda failure: (failure.aftermath, failure.time))
+
+
+def read_attempts(out: Path) -> list[Row]:
+    """Rows of ``attempts.jsonl``, oldest first."""
+    path = out / "logs" / "attempts.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def newest_step(out: Path) -> int:
+    """Of the newest whole checkpoint, -1 without one."""
+    latest = out / "checkpoints" / "latest"
+    found = re.search(r"(\d+)$", latest.read_text().strip()) if latest.is_file() else None
+    return int(found[1]) if found else -1
+
+
+def attempt_name(env: Mapping[str, str]) -> str:
+    """Of a start of a SLURM job, the same on all nodes, another one after each requeue."""
+    return f"{env.get('SLURM_JOB_ID', 'job')}.{env.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def node_name(env: Mapping[str, str]) -> str:
+    """Of this node as SLURM calls it, which need not be its host name."""
+    return env.get("SLURMD_NODENAME") or platform.node()
+
+
+def begin(out: Path, env: Mapping[str, str]) -> None:
+    """Note a start; a row for an earlier one that did not end."""
+    current = out / "logs" / "attempt.json"
+    if current.is_file():
+        why = "ended without a word: its node was lost, or SLURM killed and requeued it"
+        _append(out, json.loads(current.read_text()), 1, "failed", why)
+    write_json(
+        current,
+        {
+            "attempt": len(read_attempts(out)),
+            "job": env.get("SLURM_JOB_ID", ""),
+            "nodes": env.get("OVTRAIN_NODES", "").split(),
+            "began": time.time(),
+        },
+    )
+
+
+def end(out: Path, status: int, state: str, restarts: int, env: Mapping[str, str]) -> Decision:
+    """Write the row of the start under way and decide. ``status``: of its step; ``state``: the
+    job's, as SLURM tells it (a job that was cancelled does not come back)."""
+    current = out / "logs" / "attempt.json"
+    about = json.loads(current.read_text())
+    found = failures(out, attempt_name(env))
+    first = found[0] if found else None
+    kind, why = _kind(status, first, state)
+    unhealthy = _bad_nodes(out) if kind == "unhealthy" else []
+    rows = [*read_attempts(out), {"kind": kind, "step": newest_step(out), "node": ""}]
+    if first:
+        rows[-1]["node"] = first.node
+        print("\n".join(first.lines()), file=sys.stderr, flush=True)
+    excluded = sorted({*unhealthy, *_faulty_nodes(rows)})
+    decision = decide(rows, restarts, excluded, cancelled=state in CANCELLED)
+    _append(out, about, status, kind, why, first, excluded)
+    current.unlink()
+    return decision
+
+
+def _kind(status: int, first: Failure | None, state: str) -> tuple[str, str]:
+    """What became of a start, and why."""
+    if first is not None:
+        stopped = "stopped by a signal, unsaved: " if first.kind == "stopped" else ""
+        return first.kind, f"{stopped}rank {first.rank} on {first.node}: {first.why}"
+    if status == 0:
+        return "finished", "trained to the end"
+    if status == REQUEUE:
+        return "saved", "saved after a signal" + (f" ({state})" if state != "RUNNING" else "")
+    if status == 2:
+        return "input_error", "an error of the input"
+    if status == UNHEALTHY:
+        return "unhealthy", "the check before training found bad nodes"
+    return "failed", f"the step ended with status {status}" + (f" ({state})" if state else "")
+
+
+def _bad_nodes(out: Path) -> list[str]:
+    health = out / "logs" / "health.json"
+    return list(json.loads(health.read_text()).get("bad_nodes", [])) if health.is_file() else []
+
+
+def _faulty_nodes(rows: Sequence[Row]) -> list[str]:
+    """Nodes on which ranks have failed more than once."""
+    counts = Counter(str(row["node"]) for row in rows if row["kind"] == "failed" and row["node"])
+    return [node for node, count in counts.items() if count >= FAULTS_OF_A_NODE]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``status``: what the job ends with, None where it is to be requeued without ``excluded``."""
+
+    status: int | None
+    excluded: tuple[str, ...] = ()
+    why: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"end {self.status}"
+            if self.status is not None
+            else " ".join(("requeue", *self.excluded))
+        )
+
+
+def decide(
+    rows: Sequence[Row], restarts: int, excluded: Sequence[str] = (), *, cancelled: bool = False
+) -> Decision:
+    """What to do after ``rows``, the last of which has just ended.
+
+    A run that a signal stopped goes on. One that failed goes on from its newest checkpoint, at most
+    ``restarts`` times in a row without a newer one. An error of the input does not go on, nor does
+    a job that was cancelled.
+    """
+    last = rows[-1]
+    if last["kind"] == "finished":
+        return Decision(0)
+    if last["kind"] == "input_error":
+        return Decision(2)
+    if cancelled:
+        return Decision(REQUEUE if last["kind"] == "saved" else 1, why="the job was cancelled")
+    if last["kind"] in ("saved", "stopped"):
+        return Decision(None, tuple(excluded))
+    stuck = 0
+    for row in reversed(rows):
+        if row["kind"] not in ("failed", "unhealthy") or row["step"] != last["step"]:
+            break
+        stuck += 1
+    if stuck > restarts:
+        return Decision(1, why=f"failed {stuck} times in a row without a newer checkpoint")
+    return Decision(None, tuple(excluded))
+
+
+def _append(
+    out: Path,
+    about: Row,
+    status: int,
+    kind: str,
+    why: str,
+    first: Failure | None = None,
+    excluded: Sequence[str] = (),
+) -> None:
+    row = {
+        **about,
+        "ended": time.time(),
+        "status": status,
+        "kind": kind,
+        "why": why,
+        "rank": first.rank if first else None,
+        "node": first.node if first else "",
+        "step": newest_step(out),
+        "excluded": list(excluded),
+    }
+    with open(out / "logs" / "attempts.jsonl", "a") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.attempts", description=__doc__)
+    parser.add_argument("what", choices=("begin", "end"))
+    parser.add_argument("config")
+    parser.add_argument("--status", type=int, default=0)
+    parser.add_argument("--state", default="")
+    parser.add_argument("--restarts", type=int, default=3)
+    given = parser.parse_args(sys.argv[1:] if argv is None else argv)
+
+    def work() -> None:
+        out = Path(load(TrainConfig, given.config).run.out)
+        if given.what == "begin":
+            begin(out, os.environ)
+            return
+        decision = end(out, given.status, given.state, given.restarts, os.environ)
+        if decision.why:
+            print(f"not started again: {decision.why}", file=sys.stderr, flush=True)
+        print(decision)
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
