@@ -56,7 +56,7 @@ def _train(
 def _probe(
     name: str, job: JobConfig, site: SiteConfig, after: tuple[str, ...]
 ) -> tuple[list[Job], Findings]:
-    config = load(ProbeConfig, find_config(job.config), job.set)
+    config = load(ProbeConfig, find_config(job.config) if job.config else None, job.set)
     out = Path(config.out)
     resolved = out / "probe.yaml"
     options = shared_options(site, name, out) | gpu_options(site, 1, min(site.gpus_per_node, 1))

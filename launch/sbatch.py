@@ -136,10 +136,12 @@ def show(jobs: Sequence[Job]) -> None:
     """Print what ``submit`` would do."""
     for job in jobs:
         click.echo(shlex.join(job.call([f"<{name}>" for name in job.after])))
-    folders = {job.out: job for job in jobs}
-    for out, job in folders.items():
-        click.echo(f"# {out / SETUP}", err=True)
-        click.echo(setup_lines(job.site).rstrip(), err=True)
+    told: dict[str, list[str]] = {}
+    for job in jobs:
+        files = told.setdefault(setup_lines(job.site).rstrip(), [])
+        files += [path for path in [str(job.out / SETUP)] if path not in files]
+    for lines, files in told.items():
+        click.echo(f"# {', '.join(files)}\n{lines}", err=True)
 
 
 def _log(job: Job, number: str) -> str:

@@ -12,7 +12,7 @@ NEEDS = {
     "prepare": ("source", "out"),
     "cluster": ("source", "out"),
     "train": ("config",),
-    "probe": ("config",),
+    "probe": (),
 }
 """What a job can run, and the keys that it cannot do without."""
 IN_TASKS = ("prepare", "cluster")

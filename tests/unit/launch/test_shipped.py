@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ovtrain.config import validate
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.config.demo import DemoConfig
 from ovtrain.config.load import data_folder, load
+from ovtrain.config.pipeline import PipelineConfig
 from ovtrain.config.prepare import PrepareConfig
 from ovtrain.config.probe import ProbeConfig
 from ovtrain.config.site import SiteConfig
@@ -20,6 +22,7 @@ SCHEMAS = {
     "prepare": PrepareConfig,
     "cluster": ClusterConfig,
     "site": SiteConfig,
+    "pipeline": PipelineConfig,
     "pretrain": TrainConfig,
 }
 CONFIGS = sorted(data_folder("configs").rglob("*.yaml"))
@@ -54,34 +57,120 @@ def test_the_demos_probe_settings_are_sound():
     assert (probe.token_budget, probe.chunks) == (stage2.data.token_budget, stage2.data.chunks)
 
 
-@pytest.mark.parametrize("name", ["pretrain", "prepare", "cluster"])
+@pytest.mark.parametrize("name", ["pretrain", "prepare", "cluster", "probe"])
 def test_batch_scripts_parse(name: str):
     script = data_folder("slurm") / f"{name}.sbatch"
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
 
 
-def test_sbatch_arguments(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", "site/example"]
-    options = ["--nodes", "16", "--gpus-per-node", "8", "--partition", "big", "--time", "48:00:00"]
-    assert cli.run([*call, *options, "--dry-run"]) == 0
-    out = "runs/vitl14-stage1-224px"
-    assert shlex.split(capsys.readouterr().out) == [
-        "sbatch",
-        "--job-name=vitl14-stage1-224px",
-        "--nodes=16",
+OUT = "runs/vitl14-stage1-224px"
+SITES = {
+    "example": [
+        "--partition=gpu",
+        "--time=24:00:00",
+        "--nodes=2",
         "--ntasks-per-node=1",
         "--gpus-per-node=8",
         "--cpus-per-task=96",
-        "--partition=big",
-        "--time=48:00:00",
-        f"--output={out}/logs/slurm-%j.out",
-        f"--export=ALL,OVTRAIN_SETUP={out}/logs/setup.sh",
-        str(data_folder("slurm") / "pretrain.sbatch"),
-        f"{out}/launch.yaml",
+        "--signal=USR1@300",
+    ],
+    "gres": [
+        "--partition=a100",
+        "--account=vision",
+        "--qos=long",
+        "--constraint=ib",
+        "--exclude=node[013,207]",
+        "--time=2-00:00:00",
+        "--nodes=4",
+        "--ntasks-per-node=4",
+        "--gres=gpu:a100:4",
+        "--cpus-per-task=14",
+        "--mem=480G",
+        "--signal=USR1@600",
+    ],
+    "container": [
+        "--partition=batch",
+        "--account=lab-ovtrain",
+        "--time=12:00:00",
+        "--nodes=16",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=8",
+        "--cpus-per-task=128",
+        "--mem=0",
+        "--exclusive",
+        "--signal=USR1@300",
+        "--comment=pretraining",
+    ],
+    "cpu": [
+        "--time=01:00:00",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=4",
+        "--signal=USR1@300",
+    ],
+}
+SETUPS = {
+    "example": [
+        "export OVTRAIN_PYTHON=python",
+        "export OVTRAIN_RESTARTS=3",
+        "export NCCL_DEBUG=WARN",
+        "module load cuda",
+        "source .venv/bin/activate",
+    ],
+    "gres": [
+        "export OVTRAIN_PYTHON=/shared/envs/ovtrain/bin/python",
+        "export OVTRAIN_RESTARTS=3",
+        "export NCCL_SOCKET_IFNAME=ib0",
+    ],
+    "container": [
+        "export OVTRAIN_PYTHON=python",
+        "export OVTRAIN_CONTAINER='apptainer exec --nv --bind /data,/runs /images/ovtrain.sif'",
+        "export OVTRAIN_SRUN='--mpi=none --cpu-bind=none'",
+        "export OVTRAIN_RESTARTS=5",
+        "export NCCL_IB_HCA=mlx5_0,mlx5_1,mlx5_2,mlx5_3",
+        "export NCCL_SOCKET_IFNAME=bond0",
+        "export GLOO_SOCKET_IFNAME=bond0",
+    ],
+    "cpu": [
+        f"export OVTRAIN_PYTHON={sys.executable}",
+        "export OVTRAIN_RESTARTS=3",
+        "export OVTRAIN_CHECK=0",
+        "export OVTRAIN_NPROC=2",
+        "export OMP_NUM_THREADS=1",
+    ],
+}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_sbatch_arguments(site, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", f"site/{site}"]
+    assert cli.run([*call, "--dry-run"]) == 0
+    told = capsys.readouterr()
+    command = shlex.split(told.out)
+    shared = [
+        f"--job-name={Path(OUT).name}",
+        f"--output={OUT}/logs/slurm-%j.out",
+        f"--export=ALL,OVTRAIN_SETUP={OUT}/logs/setup.sh",
     ]
+    assert command[0] == "sbatch"
+    assert command[-2:] == [str(data_folder("slurm") / "pretrain.sbatch"), f"{OUT}/launch.yaml"]
+    assert sorted(command[1:-2]) == sorted([*SITES[site], *shared])
+    setup = told.err[told.err.index("# ") :].splitlines()
+    assert setup == [f"# {OUT}/logs/setup.sh", *SETUPS[site]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_win_over_the_site(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", "site/example"]
+    options = ["--nodes", "16", "--gpus-per-node", "4", "--partition", "big", "--time", "48:00:00"]
+    assert cli.run([*call, *options, "--dry-run"]) == 0
+    command = shlex.split(capsys.readouterr().out)
+    given = {"--nodes=16", "--gpus-per-node=4", "--partition=big", "--time=48:00:00"}
+    assert given < set(command)
+    assert "--cpus-per-task=48" in command
 
 
 def test_a_batch_too_small_for_the_nodes_is_refused(capsys):

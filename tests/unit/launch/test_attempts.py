@@ -1,0 +1,133 @@
+"""Whether a job starts once more, and what is kept of each of its starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import attempts
+from launch.attempts import Failure, begin, decide, end, failures, read_attempts, record_failure
+from ovtrain.schema.atomic import write_json
+
+JOB = {"SLURM_JOB_ID": "7", "OVTRAIN_NODES": "n1 n2 ", "SLURM_RESTART_COUNT": "2"}
+
+
+def rows(*kinds: str, steps: list[int] | None = None) -> list[dict[str, object]]:
+    at = steps or [5] * len(kinds)
+    return [{"kind": k, "step": s, "node": ""} for k, s in zip(kinds, at, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        (rows("finished"), "end 0"),
+        (rows("saved"), "requeue"),
+        (rows("stopped"), "requeue"),
+        (rows(*["stopped"] * 9), "requeue"),
+        (rows("input_error"), "end 2"),
+        (rows("failed"), "requeue"),
+        (rows("failed", "unhealthy"), "requeue"),
+        (rows("failed", "failed", "failed"), "end 1"),
+        (rows("failed", "saved", "failed", "failed"), "requeue"),
+        (rows("failed", "failed", "failed", steps=[5, 5, 10]), "requeue"),
+        (rows("failed", "failed", "failed", "failed", steps=[5, 10, 10, 10]), "end 1"),
+    ],
+)
+def test_failures_without_progress_are_bounded_and_stops_are_not(history, said):
+    assert str(decide(history, restarts=2)) == said
+
+
+def test_a_cancelled_job_stays_away_but_one_being_signalled_does_not():
+    assert str(decide(rows("saved"), 3, cancelled=True)) == "end 75"
+    assert str(decide(rows("failed"), 3, cancelled=True)) == "end 1"
+    assert str(decide(rows("finished"), 3, cancelled=True)) == "end 0"
+
+
+def started(out: Path) -> Path:
+    (out / "logs").mkdir(parents=True)
+    begin(out, JOB)
+    return out
+
+
+def test_the_first_failure_is_told_not_what_came_of_it(tmp_path, capsys):
+    out = started(tmp_path)
+    lost = "RuntimeError: [pair.cc:553] Connection closed by peer [10.0.0.2]:5544."
+    late = Failure.of_rank(0, "n1", 1, ["Traceback (most recent call last)", lost])
+    root = Failure.of_rank(5, "n2", 1, ["x", "Traceback (most recent call last)", "KeyError: 'a'"])
+    record_failure(out, "7.2", late)
+    record_failure(out, "7.2", root)
+    record_failure(out, "7.1", Failure.of_rank(1, "n1", -9, []))  # an earlier start's
+    assert [failure.rank for failure in failures(out, "7.2")] == [5, 0]
+    assert str(end(out, 1, "RUNNING", 3, JOB)) == "requeue"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "error: rank 5 on n2: KeyError: 'a'"
+    assert told[1:3] == ["  | Traceback (most recent call last)", "  | KeyError: 'a'"]
+    (row,) = read_attempts(out)
+    assert (row["kind"], row["rank"], row["node"], row["nodes"]) == (
+        "failed",
+        5,
+        "n2",
+        ["n1", "n2"],
+    )
+    assert not (out / "logs/attempt.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "kind", "why"),
+    [
+        (-9, [], "failed", "killed by signal 9 (SIGKILL)"),
+        (-11, ["x"], "failed", "killed by signal 11 (SIGSEGV)"),
+        (75, [], "failed", "a step hung; where its threads stood is in logs/stacks-00004.txt"),
+        (2, ["error: run.steps=0: wrong"], "input_error", "run.steps=0: wrong"),
+        (3, ["bye"], "failed", "ended with status 3"),
+    ],
+)
+def test_why_a_rank_ended(status, lines, kind, why):
+    failure = Failure.of_rank(4, "n1", status, lines)
+    assert (failure.kind, failure.why) == (kind, why)
+
+
+def test_nodes_that_failed_twice_or_are_unhealthy_are_left_out(tmp_path):
+    out = tmp_path
+    for number, node in enumerate(["n2", "n1", "n2"]):
+        begin(out, JOB)
+        (out / "checkpoints").mkdir(exist_ok=True)
+        (out / "checkpoints/latest").write_text(f"step-{number + 1:08d}\n")
+        for path in (out / "logs").glob("failures/*"):
+            path.unlink()
+        record_failure(out, "7.2", Failure.of_rank(3, node, -9, []))
+        decision = end(out, 1, "RUNNING", 3, JOB)
+    assert str(decision) == "requeue n2"
+    for path in (out / "logs").glob("failures/*"):
+        path.unlink()
+    begin(out, JOB)
+    write_json(out / "logs/health.json", {"bad_nodes": ["n5"]})
+    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2 n5"
+    assert [row["excluded"] for row in read_attempts(out)] == [[], [], ["n2"], ["n2", "n5"]]
+
+
+def test_a_start_that_left_no_row_gets_one(tmp_path):
+    started(tmp_path)
+    begin(tmp_path, JOB | {"SLURM_RESTART_COUNT": "3"})
+    (row,) = read_attempts(tmp_path)
+    assert row["kind"] == "failed"
+    assert "without a word" in row["why"]
+    assert json.loads((tmp_path / "logs/attempt.json").read_text())["attempt"] == 1
+
+
+def test_a_torn_row_is_left_out(tmp_path):
+    out = started(tmp_path)
+    end(out, 75, "RUNNING", 3, JOB)
+    with open(out / "logs/attempts.jsonl", "a") as handle:
+        handle.write('{"attempt": 1, "ki')
+    assert [row["kind"] for row in attempts.read_attempts(out)] == ["saved"]
+
+
+def test_the_command_says_what_to_do(tmp_path, capsys):
+    config = tmp_path / "launch.yaml"
+    config.write_text(f"run: {{out: {tmp_path / 'run'}, steps: 1}}\n")
+    assert attempts.main(["begin", str(config)]) == 0
+    assert attempts.main(["end", str(config), "--status", "75", "--state", "CANCELLED"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "end 75\n"
+    assert "not started again: the job was cancelled" in told.err
