@@ -48,7 +48,7 @@ class SlurmRun:
         path = self.out / "logs" / f"slurm-{self.job}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait_for(self, text: str, seconds: float = 90, times: int = 1) -> float:
+    def wait_for(self, text: str, seconds: float = 180, times: int = 1) -> float:
         """Seconds until the log holds ``text`` so often."""
         began = time.monotonic()
         while self.log.count(text) < times:
@@ -57,7 +57,7 @@ class SlurmRun:
             time.sleep(0.1)
         return time.monotonic() - began
 
-    def finish(self, seconds: float = 150) -> list[dict[str, Any]]:
+    def finish(self, seconds: float = 300) -> list[dict[str, Any]]:
         """Wait until it has trained to the end; its attempts."""
         assert self.lab.wait_end(self.job, seconds) == "COMPLETED", self._told()
         return read_attempts(self.out)
