@@ -107,8 +107,8 @@ def test_a_job_on_a_draining_node_trains_on_and_comes_back_on_others(start, undi
 
 def test_a_job_is_warned_before_its_limit_and_comes_back(start):
     run = start("limited", steps=400, checkpoint_every=1000)
-    job = run.submit(time="00:01:00", warn_s=25)
-    run.wait_for("next: requeue", 90)
+    job = run.submit(time="00:02:00", warn_s=30)
+    run.wait_for("next: requeue", 120)
     run.lab.call("scancel", job)
     run.lab.wait_end(job, 30)
     assert re.search(r"saved .*/checkpoints/step-", run.log)
