@@ -31,7 +31,7 @@ def pipeline(clips: str) -> dict[str, object]:
     }
     settings = [
         *("run.out=${root}/train", "run.init_from=''", "run.steps=10", "run.global_batch=8"),
-        *("data.clip_frames=32", "data.token_budget=128", f"data.sources={sources}"),
+        *("data.clip_frames=32", f"data.sources={sources}"),
     ]
     train = {
         **{"run": "train", "config": "pretrain/debug-stage2", "set": settings},
@@ -40,7 +40,7 @@ def pipeline(clips: str) -> dict[str, object]:
     asked = [
         *("out=${root}/probe", "train_shards=${root}/data/video", "runs=[${root}/train]"),
         *("heldout_shards=${root}/data/video", "classes=${root}/clips/classes.json"),
-        *("token_budget=64", "chunks=2", "epochs=2"),
+        *("token_budget=128", "chunks=2", "epochs=2"),
     ]
     probe = {"run": "probe", "set": asked, "after": ["train"]}
     jobs = {"data": data, "labels": labels, "train": train, "probe": probe}
@@ -57,7 +57,7 @@ def test_a_chain_from_clips_to_a_probed_encoder(on_lab, capsys, tmp_path):
     assert set(re.findall(r"^job (\d+) ", told, re.MULTILINE)) == set(ids.values())
 
     for name in ("data", "labels", "train", "probe"):
-        ended = on_lab.wait_end(ids[name], 240)
+        ended = on_lab.wait_end(ids[name], 500)
         logs = [path.read_text() for path in tmp_path.glob("*/logs/slurm-*.out")]
         assert ended == "COMPLETED", (name, logs)
 
