@@ -130,8 +130,8 @@ def attempt_name(env: Mapping[str, str]) -> str:
 
 
 def node_name(env: Mapping[str, str]) -> str:
-    """Of this node as SLURM calls it, which need not be its host name."""
-    return env.get("SLURMD_NODENAME") or platform.node()
+    """Of this node as the launcher calls it, which need not be its host name."""
+    return env.get("SLURMD_NODENAME") or env.get("OVTRAIN_HOST") or platform.node()
 
 
 def begin(out: Path, env: Mapping[str, str]) -> None:

@@ -48,6 +48,8 @@ POLITE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 KEPT_LINES = 60
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")
 """How the lines of ``observability.logger`` begin."""
+VERDICT_S = 20.0
+"""For the other ranks of a node, once one has ended a check."""
 LOOK_S = 0.5
 """Between two looks for failures of other nodes."""
 
@@ -207,7 +209,7 @@ class Node:
                 rank, ended = self.ended.get(timeout=LOOK_S)
             except Empty:
                 if time.monotonic() > self._deadline:
-                    return self._too_late()
+                    return UNHEALTHY if status == UNHEALTHY else self._too_late()
                 if self._failed_elsewhere():
                     self._quiet = True
                     return 1
@@ -215,6 +217,8 @@ class Node:
             left -= 1
             if ended in (0, UNHEALTHY) or (ended == REQUEUE and self._asked):
                 status = max(status, ended)
+                if ended == UNHEALTHY:  # one that hangs does not hear of the verdict
+                    self._deadline = min(self._deadline, time.monotonic() + VERDICT_S)
             else:
                 return self._failed(rank, ended)
         return status

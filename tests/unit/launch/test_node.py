@@ -126,6 +126,15 @@ def test_a_hung_step_is_a_failure_not_a_save(tmp_path):
     assert "a step hung" in failures(tmp_path, "9.0")[0].why
 
 
+def test_a_rank_that_hangs_in_the_check_does_not_hold_the_verdict_up(tmp_path):
+    supervisor = SUPERVISOR.replace(
+        "node = ", "import launch.node as n; n.VERDICT_S = 0.5; node = "
+    )
+    ranks = RANK + "time.sleep(60) if rank == 3 else sys.exit(76)"
+    command = [sys.executable, "-c", supervisor, str(tmp_path), ranks, ""]
+    assert subprocess.run(command, timeout=20, check=False).returncode == 76
+
+
 def test_a_failure_on_another_node_ends_this_one(tmp_path):
     supervisor = start(tmp_path, "print('ready', flush=True); time.sleep(60)", "9.1")
     wait_until_ready(tmp_path)
