@@ -45,3 +45,25 @@ def take(folder: Path, what: str) -> None:
         log.warning("%s cannot be locked (%s): let no second run write there", folder, error)
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+
+
+def holder(folder: Path) -> str | None:
+    """Who holds ``folder`` now, in words; None where nobody does, or the file system has no locks.
+
+    Not for the process that holds it: closing any handle of the file would end its own lock.
+    """
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        # A shared lock, which only a writer's keeps out, for as long as this call.
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return os.read(handle, 200).decode(errors="replace").strip()
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+    return None
