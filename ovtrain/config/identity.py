@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -86,9 +86,10 @@ def _flat(yaml: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, (dict, list)) and value:
-            items: Any = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, entry in items:
+        if isinstance(value, list) and value:
+            value = dict(enumerate(cast("list[Any]", value)))
+        if isinstance(value, dict) and value:
+            for key, entry in cast("dict[Any, Any]", value).items():
                 walk(f"{prefix}.{key}" if prefix else str(key), entry)
         else:
             flat[prefix] = value
