@@ -28,7 +28,7 @@ def report(
         "problems": [finding.text for finding in findings],
         "measured": sorted({name for row in rows for name in row.values} | {x.kind for x in links}),
         "ranks": [
-            {**asdict(row), "verdict": "bad" if row.rank in bad else "not judged bad"}
+            {**asdict(row), "verdict": "bad" if row.rank in bad else "no fault found"}
             for row in rows
         ],
         "links": [asdict(link) for link in links],

@@ -49,6 +49,8 @@ SILENT_S = 3.0
 """A process that has not beaten for so long at the end of the time is stopped, dead or gone."""
 LAST_S = 30.0
 """After the time a rank that rank 0 tells nothing, since its own host is gone, ends by itself."""
+NCCL_REPORTS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+"""torch would end the processes that wait for a rank that died, and they would look as dead."""
 log = logging.getLogger(__name__)
 
 
@@ -166,6 +168,7 @@ def _joint(session: _Session, store: TCPStore) -> None:
         return  # no backend carries both; the verdict names those without a GPU
 
     def joined() -> RankRow:
+        os.environ.update(NCCL_REPORTS)
         dist.init_process_group(
             "nccl" if place.gpu >= 0 else "gloo",
             store=PrefixStore("group", store),
@@ -217,6 +220,8 @@ def _conclude(session: _Session, board: Board) -> int:
         log.info(line)
     if findings:
         _complain(findings, session.out)
+    else:
+        log.info("no fault in what was measured")
     status = UNHEALTHY if findings else 0
     board.announce(status)
     _wait_for(board, sum(row.answered for row in rows) - 1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovtrain.check import main
+from ovtrain import check
 from ovtrain.distributed.health_check.local import LOCAL, Place, WrongResult, check_product
 from ovtrain.schema.status import UNHEALTHY
 from tests.helpers.world import environment
@@ -82,6 +82,17 @@ def test_sound_ranks_measure_every_device_and_link(checks: Checks):
     assert [path.name for path in checks.folder.glob(".check*")] == []
 
 
+def test_a_single_process_checks_what_it_has(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(check, "job_logger", lambda *_: None)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OVTRAIN_HOST", "mine")
+    assert check.main(["--out", str(tmp_path / "run" / "health.json"), "--seconds", "0.01"]) == 0
+    report = json.loads((tmp_path / "run" / "health.json").read_text())
+    assert report["measured"] == ["copy_gbs", "disk_mbs", "gemm_tflops"]
+    assert [(r["host"], r["verdict"]) for r in report["ranks"]] == [("mine", "no fault found")]
+
+
 def test_every_wrong_number_of_a_product_is_found():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-1, 2, (64, 64), generator=generator).float() for _ in range(2))
@@ -101,5 +112,5 @@ def test_a_folder_that_nobody_can_write_to_is_a_fault():
 
 @pytest.mark.parametrize("words", [["--share", "1"], ["--seconds", "0"], ["--timeout", "-1"]])
 def test_options_out_of_range_are_refused(words: list[str], tmp_path: Path, capsys):
-    assert main(["--out", str(tmp_path / "x.json"), *words]) == 2
+    assert check.main(["--out", str(tmp_path / "x.json"), *words]) == 2
     assert "allowed" in capsys.readouterr().err
