@@ -1,10 +1,9 @@
 """Health check of a job's devices and links, before it trains.
 
-    torchrun --nproc-per-node 8 -m ovtrain.check --out RUN/health.json
+    torchrun --nproc-per-node 8 -m ovtrain.check --out RUN/logs/health.json
 
 One process per device under RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a single
-process without them. Exit status 0 sound, 76 a rank or a link is not (RUN/health.json names the
-nodes), 2 on an error of the input. See docs/health_check.md.
+process without them. Exit status 0 sound, 76 a rank or a link is not (the report names the nodes), 2 on an error of the input. See docs/health_check.md.
 """
 
 from __future__ import annotations
@@ -63,7 +62,9 @@ def check(given: argparse.Namespace) -> int:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # A task that was given one GPU of its own sees that one alone.
+        seen = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        device = torch.device("cuda", seen)
     job_logger("ovtrain", rank, size)
     place = Place(rank, size, host(), device, given.out.absolute().parent, given.seconds)
     hosts = tuple(given.hosts.split(",")) if given.hosts else ()

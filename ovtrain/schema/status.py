@@ -6,4 +6,4 @@ SAVED = "saved after a signal; the same command resumes"
 """What rank 0 logs before it leaves with ``REQUEUE``. torchrun, once signalled, has a status of its
 own, whatever its ranks' were."""
 UNHEALTHY = 76
-"""Exit status of ``ovtrain.check``: a rank or a link is not sound; its report names the nodes."""
+"""Exit status of ``ovtrain.check``: a device, a link or a node is not as good as its peers."""
