@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 8 -m ovtrain.check --out RUN/logs/health.json
 
 One process per device under RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a single
-process without them. Exit status 0 sound, 76 a rank or a link is not (the report names the nodes), 2 on an error of the input. See docs/health_check.md.
+process without them. Exit status 0 sound, 76 a rank or a link is not (the report names the nodes),
+2 on an error of the input. See docs/health_check.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from ovtrain.observability.logger import job_logger
 from ovtrain.schema.errors import ConfigError, exit_status
 
+SHARE = {"cuda": 0.5, "cpu": 0.1}
+"""Of the peers' median. CPUs share their cores and caches with whatever else runs."""
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -27,7 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="about, of each measure")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for the whole check")
-    parser.add_argument("--share", type=float, default=0.5, help="of the peers' median, at least")
+    parser.add_argument("--share", type=float, help="of the peers' median, at least")
     parser.add_argument(
         "--peak-share", type=float, default=0.0, help="of the data sheet's, at least"
     )
@@ -38,7 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             "--seconds, --timeout", f"{given.seconds}, {given.timeout}", allowed="above 0"
         )
     for name in ("share", "peak_share"):
-        if not 0 <= getattr(given, name) < 1:
+        if not 0 <= (getattr(given, name) or 0.0) < 1:
             raise ConfigError(
                 f"--{name.replace('_', '-')}", f"{getattr(given, name)}", allowed="0 to below 1"
             )
@@ -68,7 +72,8 @@ def check(given: argparse.Namespace) -> int:
     job_logger("ovtrain", rank, size)
     place = Place(rank, size, host(), device, given.out.absolute().parent, given.seconds)
     hosts = tuple(given.hosts.split(",")) if given.hosts else ()
-    limits = Limits(given.timeout, given.share, given.peak_share, hosts)
+    share = SHARE[device.type] if given.share is None else given.share
+    limits = Limits(given.timeout, share, given.peak_share, hosts)
     return run_check(place, limits, given.out)
 
 
