@@ -1,14 +1,18 @@
 """Checks before a process starts, without torch; all problems at once.
 
-Config problems are always fatal. Data problems (a manifest, a tar, labels or a checkpoint that
-is absent or does not match) may be tolerated in a dry run, on a machine without the data.
+Config problems are always fatal. Data problems (a manifest, a tar, labels or a checkpoint that is
+absent or does not match; a disk that is full or that nobody may write to) may be tolerated in a dry
+run, on a machine that is not the one that trains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.plan import classes_of
+from launch.run_folder import GIB, checkpoint_bytes, disk_problems, other_run, place_problems
 from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
@@ -39,8 +43,46 @@ def preflight(config: TrainConfig, world: int) -> Findings:
         found.config += _batch_problems(config, world)
         for source in config.data.sources:
             _check_source(config, source, found)
+        found.notes += _idle_micro_batch(config, world)
         _check_start(config.run.init_from, found)
+        classes = [classes_of(source) for source in config.data.sources]
+        found.notes += _thin_heads(config, classes, world)
+        found.config += other_run(config)
+        _check_places(config, classes, found)
     return found
+
+
+def _thin_heads(config: TrainConfig, classes: Sequence[int | None], world: int) -> list[str]:
+    """Heads that train, but hardly as they were meant to."""
+    found: list[str] = []
+    for source, count in zip(config.data.sources, classes, strict=True):
+        if count is None:
+            continue
+        rate = config.head_of(source.name).sample_rate
+        if count < world:
+            found.append(
+                f"source {source.name}: {count:,} classes on {world:,} ranks, some of which hold "
+                "none"
+            )
+        if rate < 1 and count * rate < world:
+            found.append(
+                f"source {source.name}: head.sample_rate={rate:g} of {count:,} classes draws "
+                f"{count * rate:.1f} rows per step over {world:,} ranks; raise it"
+            )
+    return found
+
+
+def _check_places(config: TrainConfig, classes: Sequence[int | None], found: Findings) -> None:
+    """Folders and disks. Heads of unknown size are left out of the size of checkpoints."""
+    places, one = place_problems(config), checkpoint_bytes(config, classes)
+    found.data += places or disk_problems(config, one)
+    unknown = [
+        source.name
+        for source, count in zip(config.data.sources, classes, strict=True)
+        if source.labels and count is None
+    ]
+    without = f", without the heads of {', '.join(unknown)}" if unknown else ""
+    found.notes.append(f"checkpoints of {one / GIB:,.2f} GiB each{without}")
 
 
 def _batch_problems(config: TrainConfig, world: int) -> list[str]:
@@ -56,6 +98,13 @@ def _batch_problems(config: TrainConfig, world: int) -> list[str]:
                 f"samples for {world} ranks; use at least {needed:.0f}, or fewer ranks"
             )
     return found
+
+
+def _idle_micro_batch(config: TrainConfig, world: int) -> list[str]:
+    share, micro = -(-config.run.global_batch // world), config.run.micro_batch
+    if micro <= share:
+        return []
+    return [f"run.micro_batch={micro} has no effect: a rank's share of the batch is {share}"]
 
 
 def _check_source(config: TrainConfig, source: SourceConfig, found: Findings) -> None:

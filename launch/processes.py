@@ -100,7 +100,7 @@ def run_process(
         try:
             for line in lines:
                 line = line.rstrip("\n")
-                _note(outcome, line)
+                note(outcome, line)
                 on_line(line)
             outcome.status = child.wait()
         finally:
@@ -115,7 +115,8 @@ def run_process(
     return outcome
 
 
-def _note(outcome: Outcome, line: str) -> None:
+def note(outcome: Outcome, line: str) -> None:
+    """Take from a line of the child's output what it says of its end."""
     outcome.last.append(line)
     outcome.saved |= line.endswith(SAVED)
     if not outcome.error and (found := ERROR.match(line)):

@@ -28,6 +28,7 @@ def run(config: TrainConfig) -> int:
     from ovtrain.distributed.context import die_with_launcher, start_world, stop_world
     from ovtrain.engine import run_directory
     from ovtrain.engine.build import build
+    from ovtrain.engine.environment import record_environment
     from ovtrain.engine.trainer import Trainer
 
     die_with_launcher()
@@ -45,6 +46,7 @@ def run(config: TrainConfig) -> int:
     parts = build(config, world)
     if world.is_main:
         run_directory.describe(config, parts, world)
+    record_environment(Path(config.run.out), world)
     log.info("training %s on %d processes", config.run.out, world.size)
     finished = Trainer(config, parts, world).fit()
     log.info("finished" if finished else SAVED)

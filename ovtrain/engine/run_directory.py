@@ -9,104 +9,28 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 import ovtrain
-from ovtrain.checkpoint.storage import LATEST
-from ovtrain.config.guards import GuardConfig
+from ovtrain.config.identity import config_hash, insist_on_same_run
 from ovtrain.config.load import to_yaml
 from ovtrain.config.train import TrainConfig
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
 from ovtrain.schema.atomic import atomic_open, write_json
-from ovtrain.schema.errors import CheckpointError
 from ovtrain.schema.lock import take
-
-FREE_KEYS = frozenset(
-    {
-        "run.log_every",
-        "run.checkpoint_every",
-        "run.keep",
-        "run.keep_every",
-        "run.background_saves",
-        "run.wandb",
-        "run.out",
-        "run.micro_batch",
-        "run.backend",
-        "run.zero_stage",
-        "run.peak_tflops",
-        "model.attention",
-        "model.recompute",
-        "model.compile",
-        "data.workers",
-        "data.sample_timeout_s",
-        "data.worker_memory_mib",
-        "data.prefetch",
-        "data.cache_dir",
-        "data.shard_cache",
-        "data.shard_cache_gib",
-        "data.max_bad_in_a_row",
-        *(f"guards.{entry.name}" for entry in fields(GuardConfig)),
-    }
-)
-"""Keys that may change between a run and its resumption."""
-
-
-def config_hash(config: TrainConfig) -> str:
-    """Of everything but the free keys."""
-    text = "\n".join(f"{k}={v}" for k, v in _flat(to_yaml(config)).items() if k not in FREE_KEYS)
-    return sha256(text.encode()).hexdigest()[:16]
-
-
-def _flat(yaml: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, (dict, list)) and value:
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, entry in items:
-                walk(f"{prefix}.{key}" if prefix else str(key), entry)
-        else:
-            flat[prefix] = value
-
-    walk("", OmegaConf.to_container(OmegaConf.create(yaml)))
-    return flat
 
 
 def claim(config: TrainConfig) -> None:
     """Take the run directory for this process and insist that what it holds is the same run's.
 
-    A start that failed before it trained leaves no claim. Raises FolderTaken where another process
-    trains here, and CheckpointError naming the keys in which the run that is here differs.
+    Raises FolderTaken where another process trains here, and CheckpointError naming the keys in
+    which the run that is here differs.
     """
-    folder = Path(config.run.out)
-    take(folder, "run.out")
-    path = folder / "config.yaml"
-    if _has_trained(folder) and path.is_file():
-        before, now = _flat(path.read_text()), _flat(to_yaml(config))
-        changed = [
-            f"{key}={now.get(key)} (was {before.get(key)})"
-            for key in sorted(before.keys() | now.keys())
-            if key not in FREE_KEYS and before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise CheckpointError(
-                config.run.out,
-                "this run directory belongs to another config: " + ", ".join(changed[:5]),
-                fix="undo the change or choose another run.out",
-            )
-
-
-def _has_trained(folder: Path) -> bool:
-    metrics = folder / "metrics.jsonl"
-    logged = metrics.is_file() and metrics.stat().st_size > 0
-    return logged or (folder / "checkpoints" / LATEST).is_file()
+    take(Path(config.run.out), "run.out")
+    insist_on_same_run(config)
 
 
 def describe(config: TrainConfig, parts: Parts, world: World) -> None:

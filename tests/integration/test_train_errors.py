@@ -202,3 +202,4 @@ def test_a_terminated_process_saves_exits_with_75_and_resumes(folder: Path):
     stopped = storage.read_state(checkpoint_folder(folder / "run"))["step"]
     assert computed(folder / "run")[-1]["step"] == stopped
     assert 0 < stopped < 2000
+    assert (folder / "run" / "environment.json").is_file()

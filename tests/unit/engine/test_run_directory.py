@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from launch.commands.options import write_resolved
+from ovtrain.config.identity import FREE_KEYS, config_hash
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
-from ovtrain.engine.run_directory import FREE_KEYS, claim, config_hash
+from ovtrain.engine.run_directory import claim
 from ovtrain.schema.errors import CheckpointError
 from ovtrain.schema.lock import FolderTaken
 from tests.helpers.training import fit, typed_config
@@ -63,6 +64,7 @@ def test_a_start_that_never_trained_leaves_no_claim(config: TrainConfig):
 HOLD = """
 import sys, time
 from launch.commands.options import write_resolved
+from ovtrain.config.identity import FREE_KEYS, config_hash
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.engine.run_directory import claim

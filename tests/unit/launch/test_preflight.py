@@ -1,13 +1,19 @@
 """Preflight and plan: everything wrong is found at once, before a process starts."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from launch import cli
+from launch.commands.options import write_resolved
 from launch.plan import make_plan, plan_lines
 from launch.preflight import preflight
+from launch.run_folder import checkpoint_bytes
 from ovtrain.config.data import DataConfig, SourceConfig
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.model import ModelConfig
@@ -16,6 +22,7 @@ from ovtrain.schema.errors import ConfigError
 from ovtrain.schema.labels import CentroidStore
 from ovtrain.schema.manifest import ShardManifest
 from tests.helpers.shards import write_labels, write_shards
+from tests.helpers.world import environment
 
 
 def keys_of(folder) -> list[str]:
@@ -156,3 +163,111 @@ def test_a_dry_run_with_a_wrong_config_always_fails(capsys):
     call = ["train", "pretrain/debug-stage2", "run.global_batch=2", "--nproc", "2", "--dry-run"]
     assert cli.run([*call, "--allow-missing-data"]) == 2
     assert "use at least 4" in capsys.readouterr().err
+
+
+def test_the_preflight_imports_no_torch(config, tmp_path):
+    """It runs on login nodes, where an import of torch takes a minute of a network disk's time."""
+    write_resolved(config, tmp_path / "config.yaml")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['deepspeed'] = None\n"
+        "from launch.preflight import preflight\n"
+        "from launch.commands.options import load_training\n"
+        f"found = preflight(load_training({str(tmp_path / 'config.yaml')!r}, ()), 2)\n"
+        "assert (found.config, found.data) == ([], []), found\n"
+        "assert len(found.notes) > 2, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+
+def test_ten_thousand_shards_are_looked_at_in_seconds(config, tmp_path):
+    folder = tmp_path / "image"
+    manifest = ShardManifest.read(folder)
+    shards = manifest.shards[:1] * 10_000
+    replace(manifest, shards=shards).write(folder)
+    begin = time.monotonic()
+    found = preflight(config, world=2)
+    assert (found.config, found.data) == ([], [])
+    assert time.monotonic() - begin < 5  # 0.6 s on two idle cores
+
+
+def out_of(config: TrainConfig, out: object) -> TrainConfig:
+    return replace(config, run=replace(config.run, out=str(out)))
+
+
+def test_a_preflight_leaves_nothing_behind(config, tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert preflight(out_of(config, tmp_path / "runs" / "a" / "b"), world=2).data == []
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_file_in_the_way_is_named(config, tmp_path):
+    (tmp_path / "runs").write_text("")
+    (problem,) = preflight(out_of(config, tmp_path / "runs" / "a"), world=2).data
+    assert f"run.out: {tmp_path / 'runs'} is a file" in problem
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "checkpoints").write_text("")
+    (problem,) = preflight(out_of(config, tmp_path / "mine"), world=2).data
+    assert f"{tmp_path / 'mine' / 'checkpoints'} is a file" in problem
+
+
+def test_folders_that_nobody_may_write_to_are_named(config):
+    """/proc takes no files, root's neither."""
+    config = out_of(config, "/proc/nowhere/run")
+    config = replace(config, data=replace(config.data, cache_dir="/proc/cache"))
+    out, cache = preflight(config, world=2).data
+    assert out.startswith("run.out=/proc/nowhere/run: nothing can be written in /proc (")
+    assert cache.startswith("data.cache_dir=/proc/cache: nothing can be written in /proc (")
+
+
+def test_a_folder_that_is_being_trained_in_is_named(config, tmp_path):
+    hold = (
+        "import sys, time; from pathlib import Path; from ovtrain.schema.lock import take\n"
+        "take(Path(sys.argv[1]), 'run.out'); print('held', flush=True); time.sleep(60)"
+    )
+    config, command = out_of(config, tmp_path / "run"), [sys.executable, "-c", hold]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "run")], env=environment(), stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            (problem,) = preflight(config, world=2).data
+            assert f"another process trains here (process {other.pid} on " in problem
+        finally:
+            other.kill()
+    assert preflight(config, world=2).data == []
+
+
+def test_a_folder_of_another_config_is_refused_with_the_keys(config, tmp_path):
+    config = out_of(config, tmp_path / "run")
+    write_resolved(config, tmp_path / "run" / "config.yaml")
+    other = replace(config, run=replace(config.run, seed=7, log_every=3))
+    assert preflight(other, world=2).config == []  # it has never trained
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    assert preflight(config, world=2).config == []
+    (problem,) = preflight(other, world=2).config
+    assert "belongs to another config: run.seed=7 (was 0); undo" in problem
+
+
+def test_checkpoints_that_do_not_fit_are_counted_out(config, tmp_path, monkeypatch):
+    run = replace(config.run, out=str(tmp_path / "run"), steps=100, checkpoint_every=10, keep=2)
+    config = replace(config, run=replace(run, keep_every=20))
+    assert preflight(config, world=2).data == []
+    one = checkpoint_bytes(config, [7])
+    most = 6  # 20, 40, 60 for good; 80 and 90, the last two; 100, being written
+    free = SimpleNamespace(free=most * one - 1)
+    monkeypatch.setattr("launch.run_folder.shutil.disk_usage", lambda _: free)
+    (problem,) = preflight(config, world=2).data
+    assert f"up to {most} checkpoints of " in problem
+    step = tmp_path / "run" / "checkpoints" / "step-00000010"
+    step.mkdir(parents=True)
+    (step / "x").write_bytes(b"1")
+    assert preflight(config, world=2).data == []  # a byte of it is there already
+
+
+def test_settings_without_the_effect_they_promise_are_noted(config):
+    config = replace(config, run=replace(config.run, global_batch=16, micro_batch=3))
+    notes = "\n".join(preflight(config, world=8).notes)
+    assert "run.micro_batch=3 has no effect: a rank's share of the batch is 2" in notes
+    assert "source image: 7 classes on 8 ranks, some of which hold none" in notes
+    assert "head.sample_rate=0.1 of 7 classes draws 0.7 rows per step over 8 ranks" in notes
