@@ -24,6 +24,7 @@ from ovtrain.config.load import to_yaml
 from ovtrain.config.train import TrainConfig
 from ovtrain.distributed.context import World
 from ovtrain.engine.build import Parts
+from ovtrain.observability.history import EVENT, METRICS, read_lines
 from ovtrain.schema.atomic import atomic_open, write_json
 from ovtrain.schema.errors import CheckpointError
 from ovtrain.schema.lock import take
@@ -36,6 +37,10 @@ FREE_KEYS = frozenset(
         "run.keep_every",
         "run.background_saves",
         "run.wandb",
+        "run.wandb_project",
+        "run.wandb_entity",
+        "run.wandb_group",
+        "run.tensorboard",
         "run.out",
         "run.micro_batch",
         "run.backend",
@@ -104,9 +109,8 @@ def claim(config: TrainConfig) -> None:
 
 
 def _has_trained(folder: Path) -> bool:
-    metrics = folder / "metrics.jsonl"
-    logged = metrics.is_file() and metrics.stat().st_size > 0
-    return logged or (folder / "checkpoints" / LATEST).is_file()
+    logged = (EVENT not in row for row in read_lines(folder / METRICS))
+    return any(logged) or (folder / "checkpoints" / LATEST).is_file()
 
 
 def describe(config: TrainConfig, parts: Parts, world: World) -> None:
@@ -119,19 +123,26 @@ def describe(config: TrainConfig, parts: Parts, world: World) -> None:
             "command": sys.argv,
             "config_hash": config_hash(config),
             "world_size": world.size,
-            "device": _device(world),
+            "device": device_name(world),
             "precision": config.run.precision,
             "parameters": parts.encoder.parameter_count,
             "head_rows": {h.head.source: h.head.classes for h in parts.heads},
-            "torch": torch.__version__,
-            "deepspeed": getattr(sys.modules.get("deepspeed"), "__version__", None),
-            "ovtrain": ovtrain.__version__,
+            **versions(),
             "code": code_state(),
         },
     )
 
 
-def _device(world: World) -> str:
+def versions() -> dict[str, str | None]:
+    """Of what computes; None for what this process does not use."""
+    return {
+        "torch": torch.__version__,
+        "deepspeed": getattr(sys.modules.get("deepspeed"), "__version__", None),
+        "ovtrain": ovtrain.__version__,
+    }
+
+
+def device_name(world: World) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name(world.device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads per rank"

@@ -2,25 +2,41 @@
 
 ``metrics.jsonl`` holds one object per logged step: step, time (s), loss, loss/<source>, lr,
 grad_norm, samples_per_s, tokens_per_s, flops_per_s, data_wait and comm (shares 0..1), views (counts
-so far), filled, bad_samples, bad_reasons (category -> count); see docs/run_directory.md.
+so far), filled, bad_samples, bad_reasons (category -> count); and, between them, events: objects
+with a key ``event``, which is ``start``, ``stop`` or ``fault``. See docs/run_directory.md.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
+ATTEMPTS = Path("logs") / "attempts.jsonl"
+EVENT = "event"
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_lines(path: Path) -> Iterator[Row]:
     """Objects of a JSON-lines file; lines that do not parse (a torn last line) are left out."""
     if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").splitlines()
-    return [row for line in lines if (row := _parse(line)) is not None]
+        return
+    with open(path, errors="replace") as handle:
+        for line in handle:
+            if (row := _parse(line)) is not None:
+                yield row
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Those that are no events: of a metrics.jsonl, its metric rows."""
+    return [row for row in read_lines(path) if EVENT not in row]
+
+
+def read_events(path: Path) -> list[Row]:
+    """The events of a metrics.jsonl."""
+    return [row for row in read_lines(path) if EVENT in row]
 
 
 def _parse(line: str) -> Row | None:
