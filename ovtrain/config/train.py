@@ -52,7 +52,7 @@ class RunConfig:
     peak_tflops: float = 0.0
     """bf16 TFLOP/s of one device, for the logged MFU; 0 = by the device's name, if it is known."""
     wandb: str = ""
-    """Metrics to Weights & Biases as well: ``online``, or ``offline`` for a later ``wandb sync``."""
+    """Metrics to Weights & Biases as well: ``online``, or ``offline``, for ``wandb sync`` later."""
     wandb_project: str = ""
     wandb_entity: str = ""
     wandb_group: str = ""

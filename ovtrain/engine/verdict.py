@@ -28,7 +28,11 @@ class Verdict:
     """``fault``: told (kind, step, message) of each refused step."""
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, world: World, fault: Callable[[str, int, str], None]
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        world: World,
+        fault: Callable[[str, int, str], None],
     ) -> None:
         self.config, self.parts, self.world, self.fault = config, parts, world, fault
 

@@ -1,8 +1,8 @@
 """Metrics to TensorBoard's event files below ``RUN/tensorboard``; every step once across kills and
 resumptions. The only home of tensorboard.
 
-A row is flushed when ``write`` returns, so a checkpoint never knows more steps than the files do. On
-a resumption the new file says from which step on TensorBoard is to forget what older files hold.
+A row is flushed when ``write`` returns, so a checkpoint never knows more steps than the files do.
+On a resumption the new file says from which step on TensorBoard is to forget what older files hold.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_a_start_that_failed_before_its_first_row_leaves_no_claim(config: TrainC
     fit(other)
     first, second = read_events(metrics)
     assert (first["config"], second["attempt"], second["config"]["run"]["seed"]) == ({}, 1, 9)
-    with pytest.raises(CheckpointError, match="run.seed=0"):
+    with pytest.raises(CheckpointError, match=r"run\.seed=0"):
         claim(config)
 
 

@@ -42,7 +42,6 @@ for last in (9, 11, None):
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-OFFLINE = WandbPlace("offline")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +149,8 @@ def test_online_the_server_says_which_rows_it_lacks(serve, tmp_path: Path):
     sink.write({"step": 6, "loss": 1.0})
     assert server.steps == [4, 5, 6]
     asked = {key: server.given[key] for key in ("project", "entity", "group", "mode", "resume")}
-    assert asked == dict(project="p", entity="e", group="g", mode="online", resume="allow")
+    wanted = {"project": "p", "entity": "e", "group": "g", "mode": "online", "resume": "allow"}
+    assert asked == wanted
     assert server.given["id"] == (tmp_path / "wandb-id").read_text().strip()
 
 
@@ -175,11 +175,10 @@ def test_an_id_moves_with_its_folder(tmp_path: Path):
     assert run_id(tmp_path / "c") != first
 
 
-@pytest.mark.parametrize("name", ["wandb", "torch.utils.tensorboard"])
-def test_what_is_not_installed_is_a_typed_error(tmp_path: Path, monkeypatch, name: str):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=r"not installed; pip install 'ovtrain\["):
-        if name == "wandb":
-            WandbSink(tmp_path, {}, OFFLINE)
-        else:
-            TensorBoardSink(tmp_path, 0)
+def test_what_is_not_installed_is_a_typed_error(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"wandb is not installed; pip install 'ovtrain\[wandb"):
+        WandbSink(tmp_path, {}, WandbPlace("offline"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"tensorboard is not installed; pip .*ovtrain\[tensorb"):
+        TensorBoardSink(tmp_path, 0)
