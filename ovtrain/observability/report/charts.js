@@ -4,7 +4,7 @@
 'use strict';
 (() => {
   const NS = 'http://www.w3.org/2000/svg';
-  const HEIGHT = 250, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 34;
+  const HEIGHT = 250, LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 34;
   const DRAGGED = 6, NEAR = 6, WIDEST = 640, NARROWEST = 240;
   const tip = document.getElementById('tip');
   const charts = [];
@@ -13,7 +13,7 @@
   const round = (v, digits) => +v.toPrecision(digits);
   function short(v, digits = 4) {
     const size = Math.abs(v);
-    if (size && size < 1e-3) return v.toExponential(digits - 2);
+    if (size && size < 1e-3) return round(v, digits).toExponential();
     for (const [limit, unit, by] of [[1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e4, 'k', 1e3]])
       if (size >= limit) return round(v / (by || limit), digits) + unit;
     return String(round(v, size >= 1000 ? 5 : digits));

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 34
 MOST_POINTS, STILL_POINTS = 1200, 300
 """Of a line: those that can be zoomed into, those of the drawing for readers without scripts."""
 COLORS = ("#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#db2777", "#4d7c0f")

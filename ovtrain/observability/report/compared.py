@@ -25,6 +25,7 @@ from ovtrain.observability.report.training import (
 from ovtrain.observability.runs import Run, part, why
 
 TAIL = 20
+FEW = 3
 PICTURES = 2
 """Pictures of one source."""
 LEARNING = (*LOSSES, Curve("gradient norm, before clipping", "grad_norm", "norm"), *RATE)
@@ -43,13 +44,13 @@ SPEED = (
 def summary_section(runs: list[Run]) -> Section:
     """One column per run."""
     rows: list[tuple[str, Callable[[Run], str]]] = [
-        ("state", state),
+        ("state", _state),
         ("steps", lambda run: _of(run.step, run.total_steps)),
         ("samples", lambda run: number(run.samples, 4) if run.samples else "–"),
         ("last loss", lambda run: last(run, "loss")),
     ]
     for source in dict.fromkeys(source for run in runs for source in run.sources):
-        rows.append((f"loss of {source}, mean of the last {TAIL} rows", _tail(f"loss/{source}")))
+        rows.append((f"loss, {source}", _tail(f"loss/{source}")))
     rows += [
         ("samples/s", lambda run: middle(run, "samples_per_s")),
         ("tokens/s", lambda run: middle(run, "tokens_per_s")),
@@ -63,7 +64,7 @@ def summary_section(runs: list[Run]) -> Section:
         ("bad samples", lambda run: last(run, "bad_samples")),
         ("tokens filled", lambda run: last(run, "filled")),
         ("ranks", lambda run: _about(run, "world_size")),
-        ("hosts", lambda run: escape(", ".join(map(str, run.about.get("hosts") or [])) or "–")),
+        ("hosts", lambda run: _hosts(run.about)),
         ("device", lambda run: _about(run, "device")),
         ("torch", lambda run: _about(run, "torch")),
         ("code", lambda run: _about(run, "code")),
@@ -72,12 +73,16 @@ def summary_section(runs: list[Run]) -> Section:
         ("", *(_chip(run, color) for run, color in zip(runs, colors(runs), strict=True))),
         [[escape(name), *(cell(run) for run in runs)] for name, cell in rows],
     )
-    note = '<p class="sub">Rates are medians over the logged windows, the first left out.</p>'
+    note = (
+        f'<p class="sub">Loss of a source: mean of the last {TAIL} rows. Rates: medians over the '
+        "logged windows, the first left out.</p>"
+    )
     return Section("Summary", body + note)
 
 
 def _chip(run: Run, color: str) -> str:
-    return f'<i class="chip" style="background:{color}"></i>{escape(run.name)}'
+    chip = f'<i class="chip" style="background:{color}"></i>'
+    return f'<span class="run">{chip}{escape(run.name)}</span>'
 
 
 def _about(run: Run, key: str) -> str:
@@ -88,16 +93,29 @@ def _of(step: int, total: int) -> str:
     return f"{step} of {total}" if total else str(step)
 
 
-def state(run: Run) -> str:
+def _state(run: Run) -> str:
     """How a run stands, as far as its metrics tell."""
     if run.finished:
-        return f"finished {clock(run.rows[-1])}"
+        return f"finished {_when(run.rows[-1])}"
     if not run.lines:
         return "no rows yet"
     end = run.lines[-1]
     if end.get("event") == "stop":
-        return f"stopped after saving, {clock(end)}"
-    return f"last row {clock(end)}"
+        return f"stopped after saving, {_when(end)}"
+    return f"last row {_when(end)}"
+
+
+def _when(row: Row) -> str:
+    return f'<span class="whole">{clock(row)}</span>'
+
+
+def _hosts(place: Row) -> str:
+    """All of few, else how many, the first and the last; all of them under the pointer."""
+    names = [str(name) for name in place.get("hosts") or []]
+    shown = ", ".join(names) or "–"
+    if len(names) > FEW:
+        shown = f"{len(names)}: {names[0]} … {names[-1]}"
+    return f'<span title="{escape(", ".join(names))}">{escape(shown)}</span>'
 
 
 def _tail(key: str) -> Callable[[Run], str]:
@@ -130,18 +148,18 @@ def starts_section(runs: list[Run]) -> Section:
     rows = [
         [
             escape(run.name),
-            str(segment.start.get("attempt", number_)),
+            str(segment.start.get("attempt", count)),
             str(segment.first),
             str(segment.last),
-            clock(segment.start),
+            _when(segment.start),
             "stopped after saving" if segment.ended else "",
             escape(str(segment.start.get("world_size", "–"))),
-            escape(", ".join(map(str, segment.start.get("hosts", [])))),
+            _hosts(segment.start),
             escape(str(segment.start.get("job") or "–")),
             escape(why(segment.start) or "–"),
         ]
         for run in runs
-        for number_, segment in enumerate(run.segments)
+        for count, segment in enumerate(run.segments)
     ]
     head = ("run", "start", "from step", "to step", "began", "ended", "ranks", "hosts", "job")
     charts = line_chart("steps over time", _progress(runs), "hours since the first start", "step")

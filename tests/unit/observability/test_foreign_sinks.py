@@ -15,51 +15,7 @@ from ovtrain.observability.sinks import JsonlSink
 from ovtrain.observability.sinks_tensorboard import TensorBoardSink
 from ovtrain.observability.sinks_wandb import WandbPlace, WandbSink, read_history, run_id
 from ovtrain.schema.errors import ConfigError
-from tests.helpers.training import metrics, write_config, write_setup
-from tests.helpers.world import environment
-
-RUN = """
-import os, signal, sys
-from ovtrain.config.load import load
-from ovtrain.config.train import TrainConfig
-from ovtrain.engine.build import build
-from ovtrain.engine.trainer import Trainer
-from tests.helpers.training import world
-config = load(TrainConfig, sys.argv[1])
-def train(last):
-    parts = build(config, world())
-    run = parts.step.run
-    def killed(batch, step):
-        if step == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return run(batch, step)
-    parts.step.run = killed
-    Trainer(config, parts, world()).fit()
-for last in (9, 11, None):
-    child = os.fork()  # what is imported once serves three starts
-    if not child:
-        train(last)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@pytest.fixture(scope="module")
-def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Killed in step 10 and, after going on from step 8, in step 12; 14 steps."""
-    pytest.importorskip("wandb")
-    pytest.importorskip("tensorboard")
-    folder = tmp_path_factory.mktemp("sinks")
-    write_setup(folder)
-    sinks = {"wandb": "offline", "wandb_project": "a-project", "tensorboard": True}
-    how = {"backend": "ddp", "steps": 14, "checkpoint_every": 4}
-    config = write_config(folder, "run", **how, **sinks)
-    command = [sys.executable, "-c", RUN, config]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.stdout.split()[-3:] == ["-9", "-9", "0"], done.stderr
-    return folder / "run"
+from tests.helpers.training import metrics
 
 
 def test_offline_files_hold_each_step_once_under_one_id(killed_run: Path):
