@@ -48,7 +48,8 @@ def _title(run: Run) -> Text:
     title = Text(run.name, style="bold")
     about = run.about
     hosts = about.get("hosts")
-    ranks = f"{about['world_size']} ranks" if is_number(about.get("world_size")) else ""
+    size = about.get("world_size")
+    ranks = f"{size} rank{'s' * (size != 1)}" if is_number(size) else ""
     nodes = f"{len(hosts)} hosts" if isinstance(hosts, list) and len(hosts) > 1 else ""
     device = str(about.get("device") or "")
     found = [word for word in (ranks, nodes, device) if word]

@@ -149,7 +149,7 @@ def read_history(path: Path) -> Iterator[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
     for raw in _records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             record.ParseFromString(raw)
         except DecodeError:

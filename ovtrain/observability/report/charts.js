@@ -125,8 +125,9 @@
       svg.replaceChildren();
       svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`);
       this.axes(svg, [x0, x1], [y0, y1], right, floor);
-      const inner = add(svg, 'svg', {x: LEFT, y: 0, width: right - LEFT, height: floor + 1,
-        viewBox: `${LEFT} 0 ${right - LEFT} ${floor + 1}`});  // lines end at its edges
+      // Lines end at the edges of the plot.
+      const inner = add(svg, 'svg', {x: LEFT, y: TOP - 2, width: right - LEFT,
+        height: floor - TOP + 3, viewBox: `${LEFT} ${TOP - 2} ${right - LEFT} ${floor - TOP + 3}`});
       for (const m of this.data.marks)
         add(inner, 'line', {class: 'mark', x1: this.x(m.x), x2: this.x(m.x), y1: TOP, y2: floor,
           stroke: m.color});

@@ -70,8 +70,9 @@ def _quarantine(run: Run) -> str:
         row for path in sorted(run.folder.glob("quarantine-*.jsonl")) for row in read_rows(path)
     ]
     if not found:
-        named = reasons(run.rows) and f"{run.name}: no quarantine-*.jsonl beside its metrics."
-        return absent(named) if named else ""
+        if not reasons(run.rows):
+            return ""
+        return absent(f"{run.name}: no quarantine-*.jsonl beside its metrics.")
     sources = Counter(str(row.get("source", "")) for row in found).most_common(SHOWN)
     counts = [[escape(name), str(count)] for name, count in sources]
     keys = ("step", "source", "name", "reason")
