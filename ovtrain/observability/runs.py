@@ -4,8 +4,9 @@ directory (run.json, config.yaml) only add to it, where they are there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -68,13 +69,13 @@ class Run:
     def of(self, event: str) -> list[Row]:
         return [row for row in self.events if row[EVENT] == event]
 
-    @property
+    @cached_property
     def config(self) -> Row:
         """As the last start resolved it; of an older run its config.yaml; else empty."""
         found = next((row["config"] for row in reversed(self.of("start")) if "config" in row), None)
         return found if isinstance(found, dict) else _read_yaml(self.folder / "config.yaml")
 
-    @property
+    @cached_property
     def segments(self) -> list[Segment]:
         """In the order of the file: one per start."""
         found: list[Segment] = []
@@ -87,7 +88,7 @@ class Run:
                 found[-1] = Segment(found[-1].start, found[-1].rows, row)
         return found
 
-    @property
+    @cached_property
     def restarts(self) -> list[Row]:
         """Start events but the first."""
         return self.of("start")[1:]
@@ -103,7 +104,7 @@ class Run:
         steps, samples, batch = (run.get(key) or 0 for key in ("steps", "samples", "global_batch"))
         return int(steps) or (-(-int(samples) // int(batch)) if samples and batch else 0)
 
-    @property
+    @cached_property
     def sources(self) -> list[str]:
         """Those with a loss, in their order in the file."""
         keys = dict.fromkeys(key for row in self.rows for key in row if key.startswith("loss/"))
@@ -159,9 +160,12 @@ def why(start: Row) -> str:
     return f"{after.get('why') or after.get('kind', '')}{where}"
 
 
-def read_run(metrics: Path, name: str, label: str) -> Run:
+Reader = Callable[[Path], Iterable[Row]]
+
+
+def read_run(metrics: Path, name: str, label: str, read: Reader = read_lines) -> Run:
     """The run whose metrics.jsonl, or a copy of it under any name, is ``metrics``."""
-    lines = list(read_lines(metrics))
+    lines = list(read(metrics))
     events = [row for row in lines if EVENT in row]
     starts = [row for row in events if row[EVENT] == "start"]
     # Beside a copy under another name lies nothing that is known to be the run's.
@@ -173,7 +177,7 @@ def read_run(metrics: Path, name: str, label: str) -> Run:
     return Run(name, label, folder, about, lines, rows, events)
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path], read: Reader = read_lines) -> list[Run]:
     """The runs at or below ``paths``, in their order, each under the shortest end of its path that
     no other has. Raises OvtrainError where a path holds none."""
     found = list(dict.fromkeys(file for path in paths for file in find_metrics(path)))
@@ -181,7 +185,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     longest = max(map(len, places))
     length = next((n for n in range(1, longest) if _distinct(places, n)), longest)
     names = [str(Path(*place[-length:])) for place in places]
-    return [read_run(file, name, name) for file, name in zip(found, names, strict=True)]
+    return [read_run(file, name, name, read) for file, name in zip(found, names, strict=True)]
 
 
 def _place(metrics: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from ovtrain.observability.history import Tail, read_lines
 from ovtrain.observability.panel import describe
 from ovtrain.observability.runs import Run, read_runs
 
@@ -35,11 +36,12 @@ def watch(
     to = sys.stdout if stream is None else stream
     console = Console(file=to, width=width, highlight=False, soft_wrap=True)
     live = follow and console.is_terminal
+    read = Tail().read if follow else read_lines
     if not console.is_terminal and width is None:
         console.width = PLAIN_WIDTH
     try:
         while True:
-            shown = _blocks(read_runs([path]), console.width)
+            shown = _blocks(read_runs([path], read), console.width)
             if live:
                 # Kept to the screen's height: what scrolls away could not be drawn over.
                 to.write(HIDE + CLEAR)

@@ -6,6 +6,7 @@ played by a stand-in.
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,7 +14,13 @@ import pytest
 
 from ovtrain.observability.sinks import JsonlSink
 from ovtrain.observability.sinks_tensorboard import TensorBoardSink
-from ovtrain.observability.sinks_wandb import WandbPlace, WandbSink, read_history, run_id
+from ovtrain.observability.sinks_wandb import (
+    WandbPlace,
+    WandbSink,
+    read_history,
+    run_id,
+    steps_in,
+)
 from ovtrain.schema.errors import ConfigError
 from tests.helpers.training import metrics
 
@@ -138,3 +145,25 @@ def test_what_is_not_installed_is_a_typed_error(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"tensorboard is not installed; pip .*ovtrain\[tensorb"):
         TensorBoardSink(tmp_path, 0)
+
+
+def test_what_a_torn_file_holds_is_not_sent_again(tmp_path: Path):
+    """Files of many blocks; of the first one half is lost."""
+    pytest.importorskip("wandb")
+    metrics_file = JsonlSink(tmp_path / "metrics.jsonl")
+    first = WandbSink(tmp_path, {}, WandbPlace("offline"))
+    for step in range(1, 201):
+        row = {"step": step, "loss": 1 / step, **{f"value/{i}": step + i for i in range(20)}}
+        metrics_file.write(row)
+        first.write(row)
+    metrics_file.close()
+    first.close()
+    (torn,) = (tmp_path / "wandb").glob("*run-*/*.wandb")
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    kept = steps_in(tmp_path / "wandb")
+    assert kept == set(range(1, len(kept) + 1))
+    assert 50 < len(kept) < 150
+    time.sleep(1.1)  # wandb names its folders by the second
+    WandbSink(tmp_path, {}, WandbPlace("offline")).close()
+    (again,) = set((tmp_path / "wandb").glob("*run-*/*.wandb")) - {torn}
+    assert [row["_step"] for row in read_history(again)] == list(range(len(kept) + 1, 201))
