@@ -99,9 +99,10 @@ def test_every_tensor_is_bit_identical(runs: Runs, killed: Path):
 
 def test_the_metrics_file_is_that_of_an_uninterrupted_run(runs: Runs, killed: Path):
     assert computed(killed) == computed(runs.out("deepspeed-2"))
-    first, again = read_events(killed / "metrics.jsonl")
-    assert (first["event"], first["step"], first["attempt"]) == ("start", 0, 0)
-    assert (again["event"], again["step"], again["attempt"]) == ("start", resumed_at(killed), 1)
+    events = read_events(killed / "metrics.jsonl")  # faults as well, where a rank was slow
+    first, again = (row for row in events if row["event"] == "start")
+    assert (first["step"], first["attempt"]) == (0, 0)
+    assert (again["step"], again["attempt"]) == (resumed_at(killed), 1)
     assert first["config"]["run"]["out"] == str(killed)
     assert "config" not in again
     assert len(first["hosts"]) == 1
@@ -112,7 +113,7 @@ def resumed_at(out: Path) -> int:
     """The last step before the second start, by the order of the lines."""
     lines = list(read_lines(out / "metrics.jsonl"))
     second = [i for i, row in enumerate(lines) if row.get("event") == "start"][1]
-    return lines[second - 1]["step"]
+    return max([0, *(row["step"] for row in lines[:second] if "event" not in row)])
 
 
 def test_nothing_of_a_killed_save_is_left(killed: Path):
