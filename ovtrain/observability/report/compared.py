@@ -156,7 +156,7 @@ def starts_section(runs: list[Run]) -> Section:
             escape(str(segment.start.get("world_size", "–"))),
             _hosts(segment.start),
             escape(str(segment.start.get("job") or "–")),
-            escape(why(segment.start) or "–"),
+            f'<span class="reason">{escape(why(segment.start) or "–")}</span>',
         ]
         for run in runs
         for count, segment in enumerate(run.segments)
