@@ -28,7 +28,7 @@ from measure import line
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ovtrain.checkpoint.restore import checkpoint_folder
 from ovtrain.checkpoint.tensor_files import read_tensors
-from tests.helpers.training import computed, write_config, write_setup
+from tests.helpers.training import computed, logged, write_config, write_setup
 from tests.helpers.world import environment, train_command
 
 
@@ -48,11 +48,6 @@ def start(config: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def logged(out: Path) -> int:
-    path = out / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def kill(config: str, out: Path, moments: random.Random, after: float) -> str:

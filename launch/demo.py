@@ -95,7 +95,7 @@ class Demo:
         """What is written even when a stage failed: notes, skipped files, the report."""
         self._write_about()
         merge_skipped(self.out)
-        return write_report(self.out)
+        return write_report([self.out])
 
     def _check_folder(self) -> None:
         """A folder holds one demo: of the generated clips, or of one folder of videos."""

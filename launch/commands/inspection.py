@@ -8,12 +8,17 @@ import click
 
 
 @click.command()
-@click.argument("out")
-def report(out: str) -> int:
-    """Write OUT/report.html, one self-contained page."""
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.option("--out", metavar="FILE", help="Where to write it.")
+def report(paths: tuple[str, ...], out: str | None) -> int:
+    """Write one self-contained page on a run, on several compared, or on a demo's folder.
+
+    A run is named by its directory or by a copy of its metrics.jsonl. Without --out the page is
+    report.html in the folder, or, where several are named, in the current one.
+    """
     from ovtrain.observability.report import write_report
 
-    click.echo(write_report(Path(out)))
+    click.echo(write_report([Path(path) for path in paths], Path(out) if out else None))
     return 0
 
 

@@ -16,6 +16,7 @@ from ovtrain.config.guards import GuardConfig
 from ovtrain.config.load import to_yaml
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import CheckpointError
+from ovtrain.schema.metrics import EVENT, METRICS, read_lines
 
 FREE_KEYS = frozenset(
     {
@@ -25,6 +26,10 @@ FREE_KEYS = frozenset(
         "run.keep_every",
         "run.background_saves",
         "run.wandb",
+        "run.wandb_project",
+        "run.wandb_entity",
+        "run.wandb_group",
+        "run.tensorboard",
         "run.out",
         "run.micro_batch",
         "run.backend",
@@ -77,9 +82,8 @@ def insist_on_same_run(config: TrainConfig) -> None:
 
 
 def _has_trained(folder: Path) -> bool:
-    metrics = folder / "metrics.jsonl"
-    logged = metrics.is_file() and metrics.stat().st_size > 0
-    return logged or (folder / "checkpoints" / "latest").is_file()
+    logged = (EVENT not in row for row in read_lines(folder / METRICS))
+    return any(logged) or (folder / "checkpoints" / "latest").is_file()
 
 
 def _flat(yaml: str) -> dict[str, Any]:

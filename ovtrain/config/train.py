@@ -16,6 +16,7 @@ from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
 BACKENDS = ("deepspeed", "ddp")
 PRECISIONS = ("fp32", "bf16")
 ZERO_STAGES = (1, 2, 3)
+WANDB = ("", "online", "offline")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,14 @@ class RunConfig:
     """Only deterministic kernels; slower on a GPU."""
     peak_tflops: float = 0.0
     """bf16 TFLOP/s of one device, for the logged MFU; 0 = by the device's name, if it is known."""
-    wandb: bool = False
+    wandb: str = ""
+    """Metrics to Weights & Biases as well: ``online``, or ``offline``, for ``wandb sync`` later."""
+    wandb_project: str = ""
+    wandb_entity: str = ""
+    wandb_group: str = ""
+    """Where the run lies there; empty: as wandb itself decides."""
+    tensorboard: bool = False
+    """Metrics to TensorBoard's event files as well."""
 
     @property
     def total_steps(self) -> int:
@@ -65,7 +73,12 @@ class RunConfig:
             POSITIVE: ("global_batch", "log_every", "checkpoint_every", "keep"),
             NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed", "keep_every", "peak_tflops"),
         }
-        choices = {"backend": BACKENDS, "precision": PRECISIONS, "zero_stage": ZERO_STAGES}
+        choices = {
+            "backend": BACKENDS,
+            "precision": PRECISIONS,
+            "zero_stage": ZERO_STAGES,
+            "wandb": WANDB,
+        }
         return found + broken(self, "run.", rules) + not_among(self, "run.", choices)
 
 

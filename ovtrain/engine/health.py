@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ovtrain.engine.collector import StepCollector
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.watchdog import Watchdog
 from ovtrain.observability.ranks import RankRow, RankWatch, peak_memory_mib, rank_metrics
+from ovtrain.observability.sinks import HUNG
 from ovtrain.observability.spikes import SpikeDetector
 from ovtrain.schema.errors import OvtrainError
 
@@ -36,10 +37,17 @@ class LossRise(OvtrainError):
 
 
 class Health:
-    def __init__(self, config: TrainConfig, world: World) -> None:
+    """``fault``: told (kind, step, message) of what goes to the log as a warning."""
+
+    def __init__(
+        self, config: TrainConfig, world: World, fault: Callable[[str, int, str], None]
+    ) -> None:
         self.guards, self.out, self.world = config.guards, config.run.out, world
+        self._fault, self._number = fault, 0
         guards, logs = config.guards, Path(config.run.out) / "logs"
-        self.watchdog = Watchdog(logs, world.rank, guards.step_timeout_s, end=guards.end_hung)
+        self.watchdog = Watchdog(
+            logs, world.rank, guards.step_timeout_s, end=guards.end_hung, tell=self._hung
+        )
         self.ranks = RankWatch(
             gather_objects(platform.node(), world.group), guards.slow_rank, LARGE, QUIET
         )
@@ -61,6 +69,7 @@ class Health:
 
     def step(self, number: int, *, first: bool) -> AbstractContextManager[None]:
         """Around update ``number`` (1-based): it has ``step_timeout_s``."""
+        self._number = number
         if first:
             return self.watchdog.allowing(f"step {number}", FIRST_STEP * self.guards.step_timeout_s)
         self.watchdog.beat(number)
@@ -79,6 +88,7 @@ class Health:
         state.spikes = self.spikes.to_json()
         for event in events:
             log.warning("%s", event)
+            self._fault(event.kind, event.step, str(event))
             if event.kind == "rise" and self.guards.on_spike == "stop":
                 raise LossRise(
                     self.out,
@@ -98,7 +108,13 @@ class Health:
         self._warm = True
         for line in warnings if self.world.is_main else ():
             log.warning(line)
+            self._fault("rank", step, line)
         return times | rank_metrics(rows)
+
+    def _hung(self, message: str) -> None:
+        """A thread of the watchdog's."""
+        log.warning(message)
+        self._fault(HUNG, self._number, message)
 
     def close(self) -> None:
         if self._collector is not None:

@@ -43,19 +43,26 @@ def describe(config: TrainConfig, parts: Parts, world: World) -> None:
             "command": sys.argv,
             "config_hash": config_hash(config),
             "world_size": world.size,
-            "device": _device(world),
+            "device": device_name(world),
             "precision": config.run.precision,
             "parameters": parts.encoder.parameter_count,
             "head_rows": {h.head.source: h.head.classes for h in parts.heads},
-            "torch": torch.__version__,
-            "deepspeed": getattr(sys.modules.get("deepspeed"), "__version__", None),
-            "ovtrain": ovtrain.__version__,
+            **versions(),
             "code": code_state(),
         },
     )
 
 
-def _device(world: World) -> str:
+def versions() -> dict[str, str | None]:
+    """Of what computes; None for what this process does not use."""
+    return {
+        "torch": torch.__version__,
+        "deepspeed": getattr(sys.modules.get("deepspeed"), "__version__", None),
+        "ovtrain": ovtrain.__version__,
+    }
+
+
+def device_name(world: World) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name(world.device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads per rank"

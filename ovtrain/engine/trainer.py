@@ -18,14 +18,15 @@ from ovtrain.distributed.context import World
 from ovtrain.engine import quarantine
 from ovtrain.engine.build import Parts
 from ovtrain.engine.health import Health
+from ovtrain.engine.journal import Journal
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.run_directory import code_state
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.step import StepResult
 from ovtrain.engine.tally import Tally
 from ovtrain.engine.verdict import Verdict
-from ovtrain.observability.sinks import JsonlSink, Sink, WandbSink
 from ovtrain.optim.schedule import learning_rate
+from ovtrain.schema.status import SAVED
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ class Trainer:
         self.state = TrainState(views=dict.fromkeys(VIEWS, 0))
         self.stop = StopRequest(world)
         self.tally = Tally(config, world)
-        self.verdict = Verdict(config, parts, world)
-        self.sinks: list[Sink] = []
-        self.health = Health(config, world)
+        self.journal = Journal(config, world)
+        self.verdict = Verdict(config, parts, world, self.journal.fault)
+        self.health = Health(config, world, self.journal.fault)
         self._code = code_state()
         self._unread: list[tuple[StepResult, StepBatch]] = []
         with self.health.slow("loading the checkpoint"):
@@ -50,8 +51,10 @@ class Trainer:
         steps = self.config.run.total_steps
         state, health = self.state, self.health
         health.begin(state)
-        self.tally.throughput.read()
         began = state.step
+        if began < steps:
+            self.journal.start(began, health.ranks.hosts, self._code)
+        self.tally.throughput.read()
         try:
             while state.step < steps and not self.stop.requested():
                 with health.step(state.step + 1, first=state.step == began):
@@ -62,6 +65,8 @@ class Trainer:
             self._maybe_save(final=True)
             with health.slow("saving"):
                 self.parts.checkpoints.wait()
+            if state.step < steps:
+                self.journal.stop(state.step, SAVED)
         finally:
             self._close()
         return state.step == steps
@@ -88,18 +93,13 @@ class Trainer:
         quarantine.record(Path(self.config.run.out), self.world.rank, bad, step)
 
     def _resume(self) -> None:
-        out, run = Path(self.config.run.out), self.config.run
         saved = self.parts.checkpoints.resume()
         if saved is not None:
             self.state.restore(saved["train"])
             self.parts.loader.load_state_dict(self.state.consumed, saved.get("shards"))
         if self.world.is_main:
-            metrics = JsonlSink(out / "metrics.jsonl")
-            metrics.truncate_after(self.state.step)
-            quarantine.forget_after(out, self.state.step)
-            self.sinks.append(metrics)
-            if run.wandb:
-                self.sinks.append(WandbSink(out, {"run": run.out}))
+            quarantine.forget_after(Path(self.config.run.out), self.state.step)
+        self.journal.open(self.state.step)
 
     def _read(self) -> dict[str, float]:
         """The last step's metrics, after a look at those of all steps since the last call: one
@@ -124,8 +124,7 @@ class Trainer:
         values = self._read()
         row = {"step": state.step, "time": time.time(), **values, **self._progress(steps)}
         log.info(_line(row, steps))
-        for sink in self.sinks:
-            sink.write(row)
+        self.journal.write(row)
 
     def _progress(self, steps: int) -> dict[str, Any]:
         state, rates = self.state, self.tally.read()
@@ -167,8 +166,7 @@ class Trainer:
         self.parts.checkpoints.settle()
         self.health.close()
         self.stop.close()
-        for sink in self.sinks:
-            sink.close()
+        self.journal.close()
         self.parts.loader.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import StepBatch
@@ -25,8 +25,16 @@ class NonFiniteLoss(OvtrainError):
 
 
 class Verdict:
-    def __init__(self, config: TrainConfig, parts: Parts, world: World) -> None:
-        self.config, self.parts, self.world = config, parts, world
+    """``fault``: told (kind, step, message) of each refused step."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        world: World,
+        fault: Callable[[str, int, str], None],
+    ) -> None:
+        self.config, self.parts, self.world, self.fault = config, parts, world, fault
 
     def judge(
         self,
@@ -47,7 +55,9 @@ class Verdict:
         found = f"step {step}: {self._culprits(values, result, batch)}"
         if guards.on_nonfinite == "skip" and state.skipped_in_a_row < guards.max_skipped:
             log.warning("%s; nothing was updated", found)
+            self.fault("skipped", step, found)
             return
+        self.fault("nonfinite", step, found)
         raise NonFiniteLoss(
             self.config.run.out,
             found + "; stopped before the update",

@@ -18,7 +18,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,11 +37,19 @@ log = logging.getLogger(__name__)
 
 class Watchdog:
     """One per process: faulthandler has one timer. ``timeout_s``: of a step, 0 = no watchdog;
-    ``end``: leave with status 75 after twice the limit. Nothing is watched before the first
-    ``beat``, or the first ``allowing``."""
+    ``end``: leave with status 75 after twice the limit. ``tell``: called once for each limit that
+    passes, by a thread. Nothing is watched before the first ``beat``, or the first ``allowing``."""
 
-    def __init__(self, logs: Path, rank: int, timeout_s: float, *, end: bool) -> None:
-        self.path, self.timeout_s = logs / f"stacks-{rank:05d}.txt", timeout_s
+    def __init__(
+        self,
+        logs: Path,
+        rank: int,
+        timeout_s: float,
+        *,
+        end: bool,
+        tell: Callable[[str], None] = log.warning,
+    ) -> None:
+        self.path, self.timeout_s, self._say = logs / f"stacks-{rank:05d}.txt", timeout_s, tell
         self._what, self._limit = "", 0.0
         self._armed_at = self._deadline = INFINITE
         self._told = False
@@ -148,7 +156,7 @@ class Watchdog:
                 self._told = True
                 self._dump()
             if message:
-                log.warning(message)
+                self._say(message)
 
     def _dump(self) -> None:
         faulthandler.dump_traceback(self._file)

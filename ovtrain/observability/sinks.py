@@ -1,20 +1,25 @@
-"""Where metrics go: ``JsonlSink`` always, ``WandbSink`` on request (the only home of wandb).
+"""Where metrics go: ``JsonlSink`` always; wandb (sinks_wandb.py) and TensorBoard
+(sinks_tensorboard.py) on request.
 
 A row is a flat mapping of metric name -> number (or a small mapping, as ``views``); ``step`` is
-always present.
+always present. Events go to metrics.jsonl alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any, Protocol
 
-from ovtrain.observability.history import read_rows
+from ovtrain.observability.history import EVENT, read_lines
 from ovtrain.schema.atomic import atomic_open
-from ovtrain.schema.errors import ConfigError
+
+MET_AGAIN = "fault"
+"""The one event that a resumed run meets again, as it does its steps."""
+HUNG = "hung"
+"""A fault of the machine and the hour, which is not met again."""
 
 
 class Sink(Protocol):
@@ -24,22 +29,27 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """Append-only JSON lines; each row is on disk (flushed) when ``write`` returns."""
+    """Append-only JSON lines; each row is on disk (flushed) when ``write`` returns. Threads may
+    write: their lines do not mix."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._end_torn_line()
+        self._lock = Lock()
         self._file: IO[str] = open(path, "a")  # noqa: SIM115 (lives as long as the run)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(dict(row)) + "\n")
-        self._file.flush()
+        line = json.dumps(dict(row)) + "\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
 
     def truncate_after(self, step: int) -> None:
-        """Drop rows of later steps: on resume they are computed, and written, again."""
+        """Drop what a run resumed at ``step`` meets, and writes, again: metrics and faults of later
+        steps. Starts and stops stay, whatever their step."""
         self._file.close()
-        kept = [row for row in read_rows(self.path) if row.get("step", 0) <= step]
+        kept = [row for row in read_lines(self.path) if row.get("step", 0) <= step or _stays(row)]
         with atomic_open(self.path, "w") as handle:
             handle.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = open(self.path, "a")  # noqa: SIM115
@@ -54,42 +64,16 @@ class JsonlSink:
                 handle.write("\n")
 
 
-class WandbSink:
-    """A wandb run whose id follows from the run folder, so that a resumed run continues it.
-
-    ``mode`` "offline" needs no account; upload later with ``wandb sync``. wandb is imported
-    here and only here, when the first sink is built. Raises ConfigError where it is not installed.
-    """
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], mode: str = "offline") -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError(
-                "run.wandb=true", "wandb is not installed", fix="pip install 'ovtrain[wandb]'"
-            ) from error
-        self._run = wandb.init(
-            id=sha256(str(folder.resolve()).encode()).hexdigest()[:12],
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            mode=mode,
-            resume="allow",
-        )
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._run.log(_flat(row), step=int(row["step"]))
-
-    def close(self) -> None:
-        self._run.finish()
+def _stays(row: Mapping[str, Any]) -> bool:
+    return EVENT in row and (row[EVENT] != MET_AGAIN or row.get("kind") == HUNG)
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """{"views": {"codec": 3}} -> {"views/codec": 3}."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            flat.update({f"{key}/{name}": entry for name, entry in value.items()})
+            found.update({f"{key}/{name}": entry for name, entry in value.items()})
         else:
-            flat[key] = value
-    return flat
+            found[key] = value
+    return found

@@ -26,6 +26,7 @@ from ovtrain.engine.build import Parts, build
 from ovtrain.engine.run_directory import claim, describe
 from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
+from ovtrain.observability.history import read_rows
 from tests.helpers.benchmark_modules import benchmark_module
 from tests.helpers.shards import write_labels, write_shards
 
@@ -146,7 +147,14 @@ def begin_at(out: Path, step: Path) -> None:
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """Metric rows; every line must parse."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "event" not in row]
+
+
+def logged(out: Path) -> int:
+    """Metric rows of a run that may be writing one."""
+    return len(read_rows(out / "metrics.jsonl"))
 
 
 def computed(out: Path) -> list[dict[str, Any]]:

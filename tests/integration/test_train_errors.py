@@ -14,8 +14,9 @@ import pytest
 from ovtrain import train
 from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.restore import checkpoint_folder
+from ovtrain.observability.history import read_events
 from ovtrain.schema.labels import LabelStore
-from tests.helpers.training import computed, fit, metrics, typed_config, write_config
+from tests.helpers.training import computed, fit, logged, metrics, typed_config, write_config
 from tests.helpers.world import environment
 
 
@@ -193,9 +194,8 @@ def test_a_terminated_process_saves_exits_with_75_and_resumes(folder: Path):
     job = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    path = folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n")):
+    while time.monotonic() < deadline and not logged(folder / "run"):
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 75
@@ -203,3 +203,5 @@ def test_a_terminated_process_saves_exits_with_75_and_resumes(folder: Path):
     assert computed(folder / "run")[-1]["step"] == stopped
     assert 0 < stopped < 2000
     assert (folder / "run" / "environment.json").is_file()
+    start, stop = read_events(folder / "run" / "metrics.jsonl")
+    assert (start["event"], stop["event"], stop["step"]) == ("start", "stop", stopped)

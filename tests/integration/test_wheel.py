@@ -59,6 +59,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rooms = {"ovtrain", "launch", "data_pipelines", "clustering"}
     about = wheel.name.split("-cp")[0] + ".dist-info"
     assert {name.split("/")[0] for name in names} == {*rooms, about}
+    report = "ovtrain/observability/report/"
+    assert {f"{report}charts.js", f"{report}page.css"} <= set(names)
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "env/bin/python"), "install"]
     succeed(run([*pip, "--quiet", "--no-deps", str(wheel)], environment()))
     # A path alone: the checkout's own editable install is not followed from here.

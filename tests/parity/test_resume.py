@@ -21,10 +21,12 @@ from ovtrain.checkpoint.encoder_shards import EncoderReader
 from ovtrain.checkpoint.restore import checkpoint_folder, open_run
 from ovtrain.checkpoint.tensor_files import read_tensors
 from ovtrain.heads.reshard import file_name
+from ovtrain.observability.history import read_events, read_lines
 from tests.helpers.training import (
     begin_at,
     computed,
     fit,
+    logged,
     metrics,
     typed_config,
     write_config,
@@ -53,11 +55,10 @@ def kill_at(config: str, out: Path, line: int, after: float = 0) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    path = out / "metrics.jsonl"
     deadline = time.monotonic() + 120
     try:
         while time.monotonic() < deadline and job.poll() is None:
-            if path.exists() and path.read_bytes().count(b"\n") >= line:
+            if logged(out) >= line:
                 time.sleep(after)
                 return
             time.sleep(0.02)
@@ -98,6 +99,21 @@ def test_every_tensor_is_bit_identical(runs: Runs, killed: Path):
 
 def test_the_metrics_file_is_that_of_an_uninterrupted_run(runs: Runs, killed: Path):
     assert computed(killed) == computed(runs.out("deepspeed-2"))
+    events = read_events(killed / "metrics.jsonl")  # faults as well, where a rank was slow
+    first, again = (row for row in events if row["event"] == "start")
+    assert (first["step"], first["attempt"]) == (0, 0)
+    assert (again["step"], again["attempt"]) == (resumed_at(killed), 1)
+    assert first["config"]["run"]["out"] == str(killed)
+    assert "config" not in again
+    assert len(first["hosts"]) == 1
+    assert first["world_size"] == 2
+
+
+def resumed_at(out: Path) -> int:
+    """The last step before the second start, by the order of the lines."""
+    lines = list(read_lines(out / "metrics.jsonl"))
+    second = [i for i, row in enumerate(lines) if row.get("event") == "start"][1]
+    return max([0, *(row["step"] for row in lines[:second] if "event" not in row)])
 
 
 def test_nothing_of_a_killed_save_is_left(killed: Path):
@@ -177,8 +193,7 @@ def test_a_run_killed_at_six_moments_ends_as_if_undisturbed(runs: Runs):
     config = write_config(runs.folder, out.name, **(UNEVEN | {"checkpoint_every": 1}))
     moments = random.Random(0)
     for _ in range(6):
-        logged = len(metrics(out)) if (out / "metrics.jsonl").exists() else 0
-        kill_at(config, out, min(logged + 2, 19), after=moments.uniform(0, 0.5))
+        kill_at(config, out, min(logged(out) + 2, 19), after=moments.uniform(0, 0.5))
     resume(config)
     straight, resumed = tensors(runs.out("deepspeed-2")), tensors(out)
     assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []

@@ -1,30 +1,66 @@
-"""One self-contained HTML file about an output folder: what ran, what it learned, how long it took.
+"""One self-contained HTML file: what ran, what it learned, how long it took.
 
-``write_report(out)`` reads the files of a demo folder or of a single run and writes
-``out/report.html``. An input that is absent is named as absent; nothing is fetched.
+``write_report`` reads runs (their metrics.jsonl, or copies of it, is all it needs) and compares
+them, or a demo's whole folder. An input that is absent is named as absent; nothing is fetched.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ovtrain.observability.history import Row, read_object
-from ovtrain.observability.report import data, learning, loading, training
+from ovtrain.observability.history import METRICS, Row, read_object
+from ovtrain.observability.report import compared, data, faults, learning, loading, training
 from ovtrain.observability.report.charts import number
 from ovtrain.observability.report.page import Section, absent, page, table, tiles
-from ovtrain.observability.report.training import Run
+from ovtrain.observability.runs import Run, read_runs
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import OvtrainError
 
 REPORT = "report.html"
 
 
-def write_report(out: Path) -> Path:
-    """Write ``out/report.html``, return its path. Raises OvtrainError where ``out`` is absent."""
-    if not out.is_dir():
-        raise OvtrainError(str(out), "no such folder", fix="name a demo or run folder")
+def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page about ``paths``, return where it is: ``out``, or else REPORT in the one folder
+    that was named, or REPORT here. Raises OvtrainError where a path is absent or no run."""
+    for path in paths:
+        if not path.exists():
+            raise OvtrainError(str(path), "no such folder or file", fix="name a demo or run folder")
+    one = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    if one is not None and not (one / METRICS).is_file():
+        text = _folder_page(one)
+    else:
+        text = _run_page(read_runs(paths))
+    target = out or (one or Path()) / REPORT
+    with atomic_open(target, "w") as handle:
+        handle.write(text)
+    return target
+
+
+def _run_page(runs: list[Run]) -> str:
+    """One run, or several compared."""
+    sections = [
+        compared.summary_section(runs),
+        compared.learning_section(runs),
+        compared.speed_section(runs),
+        compared.starts_section(runs),
+        training.view_section(runs),
+        loading.loading_section(runs),
+        faults.fault_section(runs),
+        compared.config_section(runs),
+        compared.picture_section(runs),
+    ]
+    names = [run.name for run in runs]
+    title = names[0] if len(names) == 1 else f"{len(names)} runs compared"
+    command = next((run.about["command"] for run in runs if run.about.get("command")), None)
+    lead = _ran(command) if len(runs) == 1 else f"<p>{escape(', '.join(names))}</p>"
+    return page(f"ovtrain: {title}", lead, sections)
+
+
+def _folder_page(out: Path) -> str:
+    """A folder of the demo, whatever of it is there."""
     runs = training.find_runs(out)
     sections = [
         learning.section(out),
@@ -34,25 +70,26 @@ def write_report(out: Path) -> Path:
         training.view_section(runs),
         training.speed_section(runs),
         loading.loading_section(runs),
+        faults.fault_section(runs),
         data.skipped_section(out),
         data.timing_section(out),
         _notes(out),
         _setup(out, runs),
     ]
-    with atomic_open(out / REPORT, "w") as handle:
-        handle.write(page(f"ovtrain: {out.resolve().name}", _lead(out, runs), sections))
-    return out / REPORT
+    return page(f"ovtrain: {out.resolve().name}", _lead(out, runs), sections)
 
 
 def _lead(out: Path, runs: list[Run]) -> str:
     about = read_object(out / "demo.json") or {}
     command = about.get("command") or next((run.about.get("command") for run in runs), None)
-    ran = f"<p><code>{escape(_command(command))}</code></p>" if command else ""
-    return ran + tiles(_tiles(out, runs))
+    return _ran(command) + tiles(_tiles(out, runs))
 
 
-def _command(command: object) -> str:
-    return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+def _ran(command: object) -> str:
+    if not command:
+        return ""
+    text = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+    return f"<p><code>{escape(text)}</code></p>"
 
 
 def _tiles(out: Path, runs: list[Run]) -> list[tuple[str, str]]:

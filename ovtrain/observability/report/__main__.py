@@ -1,4 +1,5 @@
-"""``python -m ovtrain.observability.report OUT``; prints the path, exits 2 on an input error."""
+"""``python -m ovtrain.observability.report PATH ...``; prints the page's path, exits 2 on an input
+error."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from ovtrain.schema.errors import exit_status
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 1:
-        print("usage: python -m ovtrain.observability.report OUT", file=sys.stderr)
+    if not argv:
+        print("usage: python -m ovtrain.observability.report PATH ...", file=sys.stderr)
         return 2
-    return exit_status(lambda: print(write_report(Path(argv[0]))))
+    return exit_status(lambda: print(write_report([Path(path) for path in argv])))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Charts as inline SVG strings: lines over steps, horizontal bars with intervals, histograms.
 
 All sizes are SVG user units; the page scales a chart to its column. A line chart carries its points
-as JSON in ``data-series``, which the page's script reads for hover values.
+as JSON, which the page's script (charts.js) draws anew: with values under the pointer, zoom, a
+legend that hides lines, logarithmic scale and smoothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 34
-MOST_POINTS = 400
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 34
+MOST_POINTS, STILL_POINTS = 1200, 300
+"""Of a line: those that can be zoomed into, those of the drawing for readers without scripts."""
 COLORS = ("#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#db2777", "#4d7c0f")
 CONTROL, NEUTRAL = "#d97706", "#94a3b8"
 
@@ -27,6 +29,15 @@ class Series:
     points: list[tuple[float, float]]
     color: str = COLORS[0]
     dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at ``x``; ``text`` is shown under the pointer."""
+
+    x: float
+    text: str
+    color: str = CONTROL
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,19 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS of them, evenly spaced, the last one kept."""
-    stride = -(-len(points) // MOST_POINTS) or 1
-    kept = list(points[::stride])
-    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+def thinned(
+    points: Sequence[tuple[float, float]], most: int = MOST_POINTS
+) -> list[tuple[float, float]]:
+    """About ``most`` of them: the first, the last, and of each piece the lowest and the highest, so
+    that no peak is lost."""
+    if len(points) <= most:
+        return list(points)
+    stride = -(-2 * len(points) // most)
+    kept = {0, len(points) - 1}
+    for begin in range(0, len(points), stride):
+        piece = range(begin, min(begin + stride, len(points)))
+        kept |= {min(piece, key=lambda i: points[i][1]), max(piece, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
 
 
 @dataclass(frozen=True)
@@ -121,12 +140,44 @@ def _svg(body: str, height: float = HEIGHT, extra: str = "", label: str = "") ->
     )
 
 
-def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """A figure with legend; series without points are named as absent in the caption."""
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark] = (),
+    link: str = "",
+) -> str:
+    """A figure with legend; series without points are left out. Charts of one ``link`` are zoomed
+    together and can be smoothed."""
     drawn = [Series(s.name, thinned(s.points), s.color, s.dashed) for s in series if s.points]
     if not drawn:
         empty = '<p class="absent">no points</p>'
         return f"<figure><figcaption>{escape(title)}</figcaption>{empty}</figure>"
+    data = {
+        "x": x_label,
+        "y": y_label,
+        "link": link,
+        "series": [
+            {"name": s.name, "color": s.color, "dashed": s.dashed, "points": _rounded(s.points)}
+            for s in drawn
+        ],
+        "marks": [{"x": mark.x, "text": mark.text, "color": mark.color} for mark in marks],
+    }
+    script = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f"{_svg(_still(drawn, x_label, y_label), label=title)}{_legend(drawn)}"
+        f'<script type="application/json">{script}</script></figure>'
+    )
+
+
+def _rounded(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(float(f"{x:.10g}"), float(f"{y:.6g}")) for x, y in points]
+
+
+def _still(drawn: Sequence[Series], x_label: str, y_label: str) -> str:
+    """The drawing for readers without scripts."""
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
     pad = (max(ys) - min(ys)) * 0.06 or max(abs(max(ys)) * 0.1, 1e-3)
@@ -135,31 +186,22 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str)
     )
     body = frame.axes(x_label, y_label)
     for s in drawn:
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in s.points)
+        points = thinned(s.points, STILL_POINTS)
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
         dash = ' stroke-dasharray="5 4"' if s.dashed else ""
         body += f'<polyline class="line" points="{path}" stroke="{s.color}"{dash}/>'
-        if len(s.points) == 1:
-            x, y = s.points[0]
+        if len(points) == 1:
+            x, y = points[0]
             body += f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" fill="{s.color}"/>'
-    data = {
-        "frame": [frame.x0, frame.x1, frame.y0, frame.y1],
-        "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
-        "x": x_label,
-        "series": [{"name": s.name, "color": s.color, "points": s.points} for s in drawn],
-    }
-    extra = f'class="hover" data-series="{escape(json.dumps(data))}"'
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption>{_svg(body, extra=extra, label=title)}"
-        f"{legend([(s.name, s.color, s.dashed) for s in drawn])}</figure>"
-    )
+    return body
 
 
-def legend(entries: Sequence[tuple[str, str, bool]]) -> str:
-    """Names with their line samples."""
+def _legend(series: Sequence[Series]) -> str:
+    """Names with their line samples, in the order of the data; a click hides a line."""
     items = "".join(
-        f'<span><i style="border-top:2px {"dashed" if dashed else "solid"} {color}"></i>'
-        f"{escape(name)}</span>"
-        for name, color, dashed in entries
+        f'<button type="button" aria-pressed="true"><i style="border-top:2px '
+        f'{"dashed" if s.dashed else "solid"} {s.color}"></i>{escape(s.name)}</button>'
+        for s in series
     )
     return f'<div class="legend">{items}</div>'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ from ovtrain.observability.history import Row, read_object, read_rows
 from ovtrain.observability.report.charts import histogram, number
 from ovtrain.observability.report.page import Section, absent, table
 
-MOST_PICTURES = 4
+MOST_PICTURES, LARGEST = 4, 4 * 2**20
+"""Pictures that are embedded, and the largest one in bytes."""
+PANELS = (
+    '<p class="sub">Per clip: dense frames, uniformly sampled frames, energy, and the selected '
+    "patches (the rest greyed).</p>"
+)
 SHOWN_SKIPS = 200
 EXACT = ("hevc-bitstream", "hevc-transcode")
 ORIGINS = {
@@ -24,22 +30,21 @@ ORIGINS = {
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
+def pictures(paths: Sequence[Path]) -> str:
+    """The first few of ``paths``, embedded; none above LARGEST bytes."""
+    chosen = [path for path in paths if path.stat().st_size <= LARGEST][:MOST_PICTURES]
+    left = len(paths) - len(chosen)
+    more = f'<p class="sub">{left} more in the panels folders.</p>' if left else ""
+    return f'<div class="pictures columns">{"".join(map(_picture, chosen))}</div>{more}'
+
+
 def picture_section(out: Path) -> Section:
     """The paper's four-panel pages of a few clips, embedded."""
     title = "Clips and selected patches"
     paths = sorted(out.glob("**/panels/*.png"), key=lambda path: ("heldout" in str(path), path))
     if not paths:
         return Section(title, absent("No panels/*.png here: preparation has drawn no pictures."))
-    chosen = paths[:MOST_PICTURES]
-    text = (
-        '<p class="sub">Per clip: dense frames, uniformly sampled frames, energy, and the selected '
-        "patches (the rest greyed).</p>"
-    )
-    text += _origins(out)
-    left = len(paths) - len(chosen)
-    more = f'<p class="sub">{left} more in the panels folders.</p>' if left else ""
-    pictures = "".join(_picture(path, out) for path in chosen)
-    return Section(title, f'{text}<div class="pictures columns">{pictures}</div>{more}')
+    return Section(title, PANELS + _origins(out) + pictures(paths))
 
 
 def _origins(out: Path) -> str:
@@ -66,12 +71,11 @@ def _origins(out: Path) -> str:
     return f"<p>{sentence}</p>{table(('signals', 'clips', 'what they are'), rows, numbers=(1,))}"
 
 
-def _picture(path: Path, out: Path) -> str:
+def _picture(path: Path) -> str:
     raw = path.read_bytes()
     kind = next((kind for magic, kind in IMAGE_TYPES.items() if raw.startswith(magic)), None)
-    name = str(path.relative_to(out))
     if kind is None:
-        return absent(f"{name} is not a PNG or JPEG picture.")
+        return absent(f"{path.name} is not a PNG or JPEG picture.")
     source = f"data:{kind};base64,{b64encode(raw).decode()}"
     return (
         f'<figure><figcaption>{escape(path.stem)}</figcaption><img src="{source}" '

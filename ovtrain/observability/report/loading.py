@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from html import escape
 
-from ovtrain.observability.history import Row, column, read_rows
-from ovtrain.observability.report.charts import COLORS, Series, line_chart, number
-from ovtrain.observability.report.page import Section, absent, table
-from ovtrain.observability.report.training import Run
+from ovtrain.observability.history import column
+from ovtrain.observability.report.charts import COLORS, Series, line_chart
+from ovtrain.observability.report.page import Section, absent
+from ovtrain.observability.report.training import marks
+from ovtrain.observability.runs import Run
 
 STAGE = "data_ms/"
 WAITS = {"data_wait_ms": "mean", "data_wait_ms_max": "longest"}
@@ -28,7 +29,7 @@ def loading_section(runs: list[Run]) -> Section:
     )
     for run in logged:
         body += f'<h3>{escape(run.name)}</h3><div class="columns dense">{_charts(run)}</div>'
-    return Section(title, body + _bad(runs))
+    return Section(title, body)
 
 
 def _charts(run: Run) -> str:
@@ -37,46 +38,11 @@ def _charts(run: Run) -> str:
     work = [_line(run, key, key.removeprefix(STAGE), n) for n, key in enumerate(stages)]
     ready = [_line(run, "batches_ready", "batches", 0)]
     return (
-        line_chart("waiting for data", waits, "step", "ms per step")
-        + line_chart("stages", work, "step", "ms per sample")
-        + line_chart("batches ready", ready, "step", "batches")
+        line_chart("waiting for data", waits, "step", "ms per step", marks([run]))
+        + line_chart("stages", work, "step", "ms per sample", marks([run]))
+        + line_chart("batches ready", ready, "step", "batches", marks([run]))
     )
 
 
 def _line(run: Run, key: str, name: str, color: int) -> Series:
     return Series(name, column(run.rows, key), COLORS[color % len(COLORS)])
-
-
-def _bad(runs: list[Run]) -> str:
-    """Unusable samples by reason, and the first of each run's quarantine."""
-    rows = [
-        [escape(run.name), escape(reason), number(count, 4)]
-        for run in runs
-        for reason, count in sorted(reasons(run.rows).items(), key=lambda pair: -pair[1])
-    ]
-    if not rows:
-        return "<p>Every sample could be used.</p>"
-    body = "<h3>Samples that could not be used</h3>"
-    body += table(("run", "reason", "samples"), rows, numbers=(2,))
-    return body + "".join(map(_quarantine, runs))
-
-
-def _quarantine(run: Run) -> str:
-    found = [
-        row for path in sorted(run.folder.glob("quarantine-*.jsonl")) for row in read_rows(path)
-    ]
-    if not found:
-        return ""
-    keys = ("step", "source", "name", "reason")
-    rows = [[escape(str(row.get(key, ""))) for key in keys] for row in found[:SHOWN]]
-    left = f", the first {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
-    summary = f"<summary>Quarantine of {escape(run.name)}{left}</summary>"
-    return f"<details>{summary}{table(keys, rows, numbers=(0,))}</details>"
-
-
-def reasons(rows: list[Row]) -> dict[str, int]:
-    """Unusable samples so far by the category of their reason."""
-    found = rows[-1].get("bad_reasons") if rows else None
-    if not isinstance(found, dict):
-        return {}
-    return {str(name): int(count) for name, count in found.items() if isinstance(count, int)}

@@ -6,54 +6,60 @@ stage2) are drawn in one chart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from ovtrain.observability.history import METRICS, Row, column, read_object, read_rows
-from ovtrain.observability.report.charts import COLORS, CONTROL, NEUTRAL, Series, line_chart, number
+from ovtrain.observability.history import METRICS, Row, column
+from ovtrain.observability.report.charts import (
+    COLORS,
+    CONTROL,
+    NEUTRAL,
+    Mark,
+    Series,
+    line_chart,
+    number,
+)
 from ovtrain.observability.report.page import Section, absent, table
+from ovtrain.observability.runs import VIDEO_VIEWS, Run, read_run, why
 
 VIEW_COLORS = {"codec": COLORS[0], "frames": COLORS[1], "tiling": COLORS[2], "image": NEUTRAL}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder; ``name`` is its path inside the output folder."""
+class Curve:
+    """A column over the steps, ``scale`` times its values; ``always``: its absence is told."""
 
-    name: str
-    folder: Path
-    rows: list[Row]
-    about: Row
+    title: str
+    key: str
+    axis: str
+    scale: float = 1.0
+    always: bool = False
 
-    @property
-    def group(self) -> str:
-        return self.folder.name
 
-    @property
-    def label(self) -> str:
-        """The part of the name that tells it from other runs of its group."""
-        parts = Path(self.name).parts
-        return parts[-2] if len(parts) > 1 else self.name
-
-    @property
-    def control(self) -> bool:
-        return "shuffled" in self.name
+LOSSES = (
+    Curve("loss, all sources", "loss", "loss", always=True),
+    Curve("loss, source ", "loss/", "loss"),
+)
+RATE = (Curve("learning rate", "lr", "lr"),)
 
 
 def find_runs(out: Path) -> list[Run]:
     """Every run below ``out`` (or ``out`` itself), by name; controls last."""
     runs = [
-        Run(
-            str(path.parent.relative_to(out)) if path.parent != out else out.name,
-            path.parent,
-            read_rows(path),
-            read_object(path.parent / "run.json") or {},
-        )
+        read_run(path, name, _label(name))
         for path in out.rglob(METRICS)
         if "checkpoints" not in path.parts
+        for name in [str(path.parent.relative_to(out)) if path.parent != out else out.name]
     ]
     return sorted(runs, key=lambda run: (run.group, run.control, run.name))
+
+
+def _label(name: str) -> str:
+    parts = Path(name).parts
+    return parts[-2] if len(parts) > 1 else name
 
 
 def loss_section(runs: list[Run]) -> Section:
@@ -68,26 +74,61 @@ def loss_section(runs: list[Run]) -> Section:
 
 
 def _charts(runs: list[Run]) -> str:
-    keys = dict.fromkeys(
-        key for run in runs for row in run.rows for key in row if key.startswith("loss/")
-    )
-    charts = line_chart("loss, all sources", _lines(runs, "loss"), "step", "loss")
-    for key in keys:
-        charts += line_chart(f"loss, source {key[5:]}", _lines(runs, key), "step", "loss")
-    return charts + line_chart("learning rate", _lines(runs[:1], "lr"), "step", "lr")
+    return curves(runs, LOSSES, runs[0].group) + curves(runs[:1], RATE, runs[0].group)
 
 
-def _lines(runs: list[Run], key: str) -> list[Series]:
-    colors = iter(COLORS * len(runs))
+def curves(runs: list[Run], wanted: Sequence[Curve], link: str = "all") -> str:
+    """A chart per curve that a run has logged, restarts marked; a curve of a key that ends in "/"
+    is one of each key that begins so. Charts of one ``link`` are zoomed together."""
+    logged = dict.fromkeys(key for run in runs for row in run.rows for key in row)
+    charts = ""
+    for curve in wanted:
+        keys = [curve.key]
+        if curve.key.endswith("/"):
+            keys = [key for key in logged if key.startswith(curve.key)]
+        for key in keys:
+            if key in logged or curve.always:
+                title = curve.title + key.removeprefix(curve.key)
+                drawn = lines(runs, key, curve.scale)
+                charts += line_chart(title, drawn, "step", curve.axis, marks(runs), f"step {link}")
+    return charts
+
+
+def marks(runs: list[Run]) -> list[Mark]:
+    """Where runs were started again, and why."""
+    return [
+        Mark(
+            float(start.get("step", 0)),
+            f"{run.label}: restart {count} at step {start.get('step')}, {clock(start)}"
+            + (f"; before it: {why(start)}" if why(start) else ""),
+            color if len(runs) > 1 else CONTROL,
+        )
+        for run, color in zip(runs, colors(runs), strict=True)
+        for count, start in enumerate(run.restarts, 1)
+    ]
+
+
+def clock(row: Row) -> str:
+    """When a row was written, in this machine's time."""
+    return f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M:%S}" if "time" in row else "–"
+
+
+def lines(runs: list[Run], key: str, scale: float = 1.0) -> list[Series]:
+    """One line per run, in the run's colour."""
     return [
         Series(
             f"{run.label} (control)" if run.control else run.label,
-            column(run.rows, key),
-            CONTROL if run.control else next(colors),
+            [(step, scale * value) for step, value in column(run.rows, key)],
+            color,
             run.control,
         )
-        for run in runs
+        for run, color in zip(runs, colors(runs), strict=True)
     ]
+
+
+def colors(runs: list[Run]) -> list[str]:
+    free = iter(COLORS * len(runs))
+    return [CONTROL if run.control else next(free) for run in runs]
 
 
 def view_section(runs: list[Run]) -> Section:
@@ -106,33 +147,24 @@ def view_section(runs: list[Run]) -> Section:
 
 
 def _view_cells(run: Run) -> list[str] | None:
-    counted = [row["views"] for row in run.rows if isinstance(row.get("views"), dict)]
-    if not counted:
+    if not run.views:
         return None
-    views = {name: int(counted[-1].get(name, 0)) for name in VIEW_COLORS}
+    views = {name: run.views.get(name, 0) for name in VIEW_COLORS}
     total, video = sum(views.values()), sum(views.values()) - views["image"]
-    shares = [f"{views[name] / video:.3f}" if video else "–" for name in list(VIEW_COLORS)[:3]]
+    shares = [f"{views[name] / video:.3f}" if video else "–" for name in VIDEO_VIEWS]
     strip = "".join(
         f'<i style="width:{100 * count / (total or 1):.2f}%;background:{VIEW_COLORS[name]}" '
         f'title="{name}: {count}"></i>'
         for name, count in views.items()
     )
-    asked = _asked(run.folder) if video else "–"
+    asked = _asked(run) if video else "–"
     bar = f'<div class="share">{strip}</div>'
     return [escape(run.name), *shares, asked, str(views["image"]), bar]
 
 
-def _asked(folder: Path) -> str:
-    """The asked shares of a run's config.yaml, or a dash where it cannot be read."""
-    from ovtrain.config.load import load
-    from ovtrain.config.train import TrainConfig
-    from ovtrain.schema.errors import ConfigError
-
-    try:
-        views = load(TrainConfig, folder / "config.yaml").data.views
-    except ConfigError:
-        return "–"
-    return f"{views.codec:g} / {views.frames:g} / {views.tiling:g}"
+def _asked(run: Run) -> str:
+    asked = run.asked_views
+    return " / ".join(f"{asked.get(name, 0):g}" for name in VIDEO_VIEWS) if asked else "–"
 
 
 def speed_section(runs: list[Run]) -> Section:
@@ -143,16 +175,16 @@ def speed_section(runs: list[Run]) -> Section:
     rows = [
         [
             escape(run.name),
-            _last(run, "step"),
-            _last(run, "loss"),
-            _median(run, "samples_per_s"),
-            _median(run, "tokens_per_s"),
-            _median(run, "flops_per_s"),
-            _median(run, "data_wait", percent=True),
+            last(run, "step"),
+            last(run, "loss"),
+            middle(run, "samples_per_s"),
+            middle(run, "tokens_per_s"),
+            middle(run, "flops_per_s"),
+            middle(run, "data_wait", percent=True),
             str(run.about.get("world_size", "–")),
             escape(str(run.about.get("device", "–"))),
-            _last(run, "filled"),
-            _last(run, "bad_samples"),
+            last(run, "filled"),
+            last(run, "bad_samples"),
         ]
         for run in runs
     ]
@@ -163,14 +195,14 @@ def speed_section(runs: list[Run]) -> Section:
     return Section(title, table(head, rows, numbers=(1, 2, 3, 4, 5, 6, 7, 9, 10)))
 
 
-def _last(run: Run, key: str) -> str:
+def last(run: Run, key: str) -> str:
     values = [row[key] for row in run.rows if isinstance(row.get(key), (int, float))]
     return number(values[-1], 4) if values else "–"
 
 
-def _median(run: Run, key: str, percent: bool = False) -> str:
+def middle(run: Run, key: str, percent: bool = False) -> str:
     values = sorted(value for _, value in (column(run.rows, key)[1:] or column(run.rows, key)))
     if not values:
         return "–"
-    middle = values[len(values) // 2]
-    return f"{100 * middle:.1f} %" if percent else number(middle)
+    found = values[len(values) // 2]
+    return f"{100 * found:.1f} %" if percent else number(found)

@@ -13,13 +13,20 @@ from ovtrain.config.guards import GuardConfig
 from ovtrain.config.train import RunConfig, TrainConfig
 from ovtrain.engine.health import Health, LossRise
 from ovtrain.engine.state import TrainState
+from ovtrain.observability.history import read_events
 from tests.helpers.training import fit, metrics, typed_config, world, write_config
 from tests.helpers.world import environment
 
 
-def health(out: Path, **guards) -> Health:
+def health(out: Path, faults: list[tuple[str, int, str]] | None = None, **guards) -> Health:
+    """``faults`` gets what the journal would."""
+
+    def fault(kind: str, step: int, message: str) -> None:
+        if faults is not None:
+            faults.append((kind, step, message))
+
     run = RunConfig(out=str(out), steps=1)
-    return Health(TrainConfig(run=run, guards=replace(GuardConfig(), **guards)), world())
+    return Health(TrainConfig(run=run, guards=replace(GuardConfig(), **guards)), world(), fault)
 
 
 QUIET = [(step, 2.0 - step / 100 + (step % 3) / 50) for step in range(60)]
@@ -37,10 +44,13 @@ def test_a_rise_stops_the_run_where_it_is_to(tmp_path: Path, caplog):
 
 @pytest.mark.parametrize(("mode", "told"), [("warn", 2), ("off", 0)])
 def test_else_it_is_told_of_or_not(tmp_path: Path, caplog, mode: str, told: int):
-    watched = health(tmp_path, on_spike=mode)
+    faults: list[tuple[str, int, str]] = []
+    watched = health(tmp_path, faults, on_spike=mode)
     with caplog.at_level("WARNING"):
         watched.losses(TrainState(), QUIET + RISEN)
     assert len(caplog.records) == told
+    assert [message for _, _, message in faults] == [r.getMessage() for r in caplog.records]
+    assert [(kind, step) for kind, step, _ in faults] == [("spike", 60), ("rise", 69)][:told]
     watched.close()
 
 
@@ -98,3 +108,6 @@ def test_a_hung_step_leaves_stacks_and_a_status_that_asks_for_another_start(
     assert "step 3 began" in stacks
     assert "hang_in_the_third" in stacks
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
+    _, hung = read_events(tmp_path / "run" / "metrics.jsonl")
+    assert (hung["event"], hung["kind"], hung["step"]) == ("fault", "hung", 3)
+    assert "step 3 takes longer than 0.7 s" in hung["message"]

@@ -14,6 +14,7 @@ from ovtrain.config.identity import FREE_KEYS, config_hash
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.engine.run_directory import claim
+from ovtrain.observability.history import read_events
 from ovtrain.schema.errors import CheckpointError
 from ovtrain.schema.lock import FolderTaken
 from tests.helpers.training import fit, typed_config
@@ -59,6 +60,19 @@ def test_a_start_that_never_trained_leaves_no_claim(config: TrainConfig):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         fit(wrong)
     fit(config)
+
+
+def test_a_start_that_failed_before_its_first_row_leaves_no_claim(config: TrainConfig):
+    """Its start is on record, and stays there."""
+    other = replace(config, run=replace(config.run, seed=9))
+    metrics = Path(config.run.out) / "metrics.jsonl"
+    claim(config)
+    metrics.write_text('{"event": "start", "step": 0, "time": 1.0, "attempt": 0, "config": {}}\n')
+    fit(other)
+    first, second = read_events(metrics)
+    assert (first["config"], second["attempt"], second["config"]["run"]["seed"]) == ({}, 1, 9)
+    with pytest.raises(CheckpointError, match=r"run\.seed=0"):
+        claim(config)
 
 
 HOLD = """

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
@@ -19,6 +20,15 @@ def write(path: Path, value: object) -> None:
 def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def started(step: int, **what: object) -> dict[str, object]:
+    """A start event, as the journal writes it."""
+    config = TrainConfig(data=DataConfig([SourceConfig("image", "s")]), run=RunConfig(steps=400))
+    about = {"world_size": 2, "hosts": ["n1", "n2"], "device": "CPU", "job": "7", "code": "1234"}
+    versions = {"torch": "2.13", "deepspeed": None, "ovtrain": "0.1"}
+    row: dict[str, object] = {"event": "start", "step": step, "time": 1000.0 + step, "attempt": 0}
+    return row | about | {"versions": versions, "config": asdict(config), "after": None} | what
 
 
 def write_run(folder: Path, *, video: bool, offset: float = 0.0) -> None:

@@ -5,14 +5,21 @@ import json
 import pytest
 
 from ovtrain.observability.report import write_report
-from ovtrain.observability.report.charts import Series, line_chart, number, thinned, ticks
+from ovtrain.observability.report.charts import (
+    MOST_POINTS,
+    Series,
+    line_chart,
+    number,
+    thinned,
+    ticks,
+)
 from ovtrain.schema.errors import OvtrainError
 from tests.helpers.browser import check_markup, check_self_contained, look
 from tests.unit.observability.folder import write_demo
 
 
 def test_every_part_of_a_demo_is_shown(tmp_path):
-    page = write_report(write_demo(tmp_path)).read_text()
+    page = write_report([write_demo(tmp_path)]).read_text()
     check_markup(page)
     for text in (
         *("linear probe", "chance 0.062", "0.680", "shuffled (control)", "loss, source video"),
@@ -25,14 +32,14 @@ def test_every_part_of_a_demo_is_shown(tmp_path):
 
 
 def test_nothing_is_fetched_and_names_are_escaped(tmp_path):
-    page = write_report(write_demo(tmp_path)).read_text()
+    page = write_report([write_demo(tmp_path)]).read_text()
     check_self_contained(page)
     assert "a<script>.mp4" not in page
     assert "<b>nod</b>" not in page
 
 
 def test_an_empty_folder_names_what_is_absent(tmp_path):
-    page = write_report(tmp_path).read_text()
+    page = write_report([tmp_path]).read_text()
     check_markup(page)
     assert page.count('class="absent"') == 11
     for text in ("the probe has not run", "no training has logged", "nothing has been clustered"):
@@ -44,10 +51,10 @@ def test_what_selected_the_patches_is_said(tmp_path):
     for name, origins in {"a": {"hevc-transcode": 5}, "b": {"hevc-transcode": 2}}.items():
         (out / name).mkdir()
         (out / name / "summary.json").write_text(json.dumps({"origins": origins}))
-    page = write_report(out).read_text()
+    page = write_report([out]).read_text()
     assert "The patches of all 7 clips were selected by exact codec signals." in page
     (out / "b/summary.json").write_text('{"origins": {"pixel-estimate": 2}}')
-    page = write_report(out).read_text()
+    page = write_report([out]).read_text()
     assert "The patches of 5 of 7 clips were selected by exact codec signals, the others" in page
     assert "estimated: block matching" in page
     check_markup(page)
@@ -59,7 +66,7 @@ def test_a_skipped_probe_and_broken_files_are_said(tmp_path):
     (tmp_path / "stages.json").write_text("{not json")
     (tmp_path / "panels").mkdir()
     (tmp_path / "panels/a.png").write_bytes(b"no picture")
-    page = write_report(tmp_path).read_text()
+    page = write_report([tmp_path]).read_text()
     assert "Probe skipped: no classes" in page
     assert "is not a PNG or JPEG picture" in page
     check_markup(page)
@@ -67,7 +74,7 @@ def test_a_skipped_probe_and_broken_files_are_said(tmp_path):
 
 def test_no_folder_is_a_typed_error(tmp_path):
     with pytest.raises(OvtrainError, match="no such folder"):
-        write_report(tmp_path / "absent")
+        write_report([tmp_path / "absent"])
 
 
 def test_ticks_are_round_and_inside():
@@ -81,11 +88,14 @@ def test_numbers_are_short():
     assert found == ["0", "7", "0.00012", "4164", "3.23M", "120G"]
 
 
-def test_long_series_are_thinned_to_their_last_point():
+def test_thinned_series_keep_their_ends_and_their_peaks():
     points = [(float(i), float(i)) for i in range(5001)]
+    points[1234] = (1234.0, 1e6)
     kept = thinned(points)
-    assert len(kept) <= 402
+    assert len(kept) <= MOST_POINTS + 2
     assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert points[1234] in kept
+    assert kept == sorted(kept)
 
 
 def test_a_chart_of_one_point_or_a_flat_line_has_no_nan():
@@ -94,11 +104,11 @@ def test_a_chart_of_one_point_or_a_flat_line_has_no_nan():
 
 
 def test_pictures_and_charts_show_in_a_browser(tmp_path):
-    page = write_report(write_demo(tmp_path / "demo"))
+    page = write_report([write_demo(tmp_path / "demo")])
     script = (
         "const p=[...document.images];"
-        "const c=document.querySelector('svg.hover'),r=c.getBoundingClientRect();"
-        "c.dispatchEvent(new MouseEvent('mousemove',{clientX:r.left+r.width/2,"
+        "const c=document.querySelector('.chart svg'),r=c.getBoundingClientRect();"
+        "c.dispatchEvent(new PointerEvent('pointermove',{clientX:r.left+r.width/2,"
         "clientY:r.top+r.height/2}));"
         "document.title='looked '+p.length+' '+p.filter(i=>i.naturalWidth>0).length+' '+"
         "document.getElementById('tip').textContent+' '+"

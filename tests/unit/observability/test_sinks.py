@@ -1,14 +1,9 @@
 """metrics.jsonl is exact after a resume, and a torn line harms nothing."""
 
-import sys
-
-import pytest
-
-from ovtrain.observability.history import column, read_rows
+from ovtrain.observability.history import Tail, column, read_rows
 from ovtrain.observability.logger import close_handlers, job_logger
-from ovtrain.observability.sinks import JsonlSink, WandbSink
+from ovtrain.observability.sinks import JsonlSink
 from ovtrain.observability.throughput import Throughput
-from ovtrain.schema.errors import ConfigError
 
 
 def test_rows_after_the_resumed_step_are_dropped_and_written_again(tmp_path):
@@ -31,15 +26,27 @@ def test_a_torn_last_line_is_not_glued_to_the_next_row(tmp_path):
     assert [row["step"] for row in read_rows(path)] == [1, 2]
 
 
+def test_a_growing_file_is_read_on_and_a_rewritten_one_anew(tmp_path):
+    path, tail = tmp_path / "metrics.jsonl", Tail()
+    sink = JsonlSink(path)
+    for step in range(1, 4):
+        sink.write({"step": step})
+    assert [row["step"] for row in tail.read(path)] == [1, 2, 3]
+    with open(path, "a") as handle:
+        handle.write('{"step": 4}\n{"st')
+    assert [row["step"] for row in tail.read(path)] == [1, 2, 3, 4]
+    with open(path, "a") as handle:
+        handle.write('ep": 5}\n')
+    assert [row["step"] for row in tail.read(path)] == [1, 2, 3, 4, 5]
+    sink.truncate_after(2)
+    sink.write({"step": 3, "again": 1})
+    sink.close()
+    assert tail.read(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
+
+
 def test_column_leaves_out_what_is_not_a_number():
     rows = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}, {"step": 3}]
     assert column(rows, "loss") == [(2.0, 0.5)]
-
-
-def test_wandb_absent_is_a_typed_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"ovtrain\[wandb\]"):
-        WandbSink(tmp_path, {})
 
 
 def test_throughput_counts_one_window_at_a_time():
