@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.plan.job import memory_problem
 from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
 from ovtrain.schema.errors import ConfigError, OvtrainError
 from ovtrain.schema.labels import check_classes, check_fingerprint, read_description
 from ovtrain.schema.manifest import ShardManifest
+
+PER_NODE = 8
+"""GPUs of a node that memory is checked for; it hardly depends on them."""
 
 
 @dataclass
@@ -32,18 +36,21 @@ class Findings:
             raise ConfigError(where, "\n  ".join(["", *counted]) if counted[1:] else counted[0])
 
 
-def preflight(config: TrainConfig, world: int) -> Findings:
-    """Everything that can be known to be wrong before training starts on ``world`` ranks."""
+def preflight(config: TrainConfig, world: int, gpu: str = "") -> Findings:
+    """Everything that can be known to be wrong before training starts on ``world`` ranks. With the
+    name of a ``gpu``, whether its memory holds a rank (computed)."""
     found = Findings(config=problems(config))
     if not found.config:
-        found.config += _batch_problems(config, world)
+        found.config += batch_problems(config, world)
+        if gpu and (problem := memory_problem(config, world, PER_NODE, gpu)):
+            found.config.append(problem)
         for source in config.data.sources:
             _check_source(config, source, found)
         _check_start(config.run.init_from, found)
     return found
 
 
-def _batch_problems(config: TrainConfig, world: int) -> list[str]:
+def batch_problems(config: TrainConfig, world: int) -> list[str]:
     """Each source's share of the global batch gives every rank at least one sample."""
     counts = mixture_counts(config.data.sources, config.run.global_batch)
     total = sum(source.share for source in config.data.sources)
