@@ -40,7 +40,6 @@ CASES = {
     "zero1-4": Case(4, {}),
     "zero2-4": Case(4, {"zero_stage": 2, **BF16, "micro_batch": 2, "global_batch": 13}),
     "zero3-4": Case(4, {"zero_stage": 3, **BF16, "global_batch": 13, "micro_batch": 2}),
-    "ddp-4": Case(4, {"backend": "ddp", **BF16}),
 }
 
 
