@@ -34,6 +34,12 @@ def train_job(
     return Job(name or out.name, "pretrain", (str(resolved),), options, out, site, text, after)
 
 
+def check(config: TrainConfig, site: SiteConfig) -> Findings:
+    """What is wrong with a training run on a site's nodes. Raises ConfigError."""
+    gpu = site.gpu if site.gpus_per_node else ""
+    return preflight(config, site.world, gpu, max(site.gpus_per_node, 1))
+
+
 def jobs_of(
     name: str, job: JobConfig, site: SiteConfig, after: tuple[str, ...]
 ) -> tuple[list[Job], Findings]:
@@ -49,7 +55,7 @@ def _train(
     name: str, job: JobConfig, site: SiteConfig, after: tuple[str, ...]
 ) -> tuple[list[Job], Findings]:
     config = load(TrainConfig, find_config(job.config), job.set)
-    found = preflight(config, site.world)
+    found = check(config, site)
     return [train_job(config, site, name, after)], found
 
 

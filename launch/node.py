@@ -57,13 +57,13 @@ LOOK_S = 0.5
 @dataclass(frozen=True)
 class Place:
     """The ranks that this process starts, ``first`` and ``count`` of ``world``; ``local``: the
-    first one's place on its node; ``tasks``: processes like this one in the job."""
+    first one's place on its node."""
 
     first: int
     count: int
     local: int
     world: int
-    tasks: int
+    nodes: int
     master: str
     port: int
 
@@ -72,6 +72,7 @@ class Place:
         return {
             "RANK": str(rank),
             "LOCAL_RANK": str(self.local + rank - self.first),
+            "LOCAL_WORLD_SIZE": str(self.world // self.nodes),
             "WORLD_SIZE": str(self.world),
             "MASTER_ADDR": self.master,
             "MASTER_PORT": str(self.port),
@@ -92,7 +93,7 @@ def slurm_place(env: Mapping[str, str]) -> Place:
             "--nproc and --master",
         ) from missing
     if tasks > nodes:
-        return Place(task, 1, local, tasks, tasks, master, port)
+        return Place(task, 1, local, tasks, nodes, master, port)
     nproc = int(env.get("OVTRAIN_NPROC") or env.get("SLURM_GPUS_ON_NODE") or 1)
     return Place(node * nproc, nproc, 0, nodes * nproc, nodes, master, port)
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.plan import classes_of
+from launch.plan.job import memory_problem
+from launch.plan.step import classes_of
 from launch.run_folder import GIB, checkpoint_bytes, disk_problems, other_run, place_problems
 from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
@@ -36,16 +37,20 @@ class Findings:
             raise ConfigError(where, "\n  ".join(["", *counted]) if counted[1:] else counted[0])
 
 
-def preflight(config: TrainConfig, world: int) -> Findings:
-    """Everything that can be known to be wrong before training starts on ``world`` ranks."""
+def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8) -> Findings:
+    """Everything that can be known to be wrong before training starts on ``world`` ranks. With the
+    name of a ``gpu``, of which a node has ``per_node``, whether its memory holds a rank (computed).
+    """
     found = Findings(config=problems(config))
     if not found.config:
-        found.config += _batch_problems(config, world)
+        found.config += batch_problems(config, world)
+        if gpu and (problem := memory_problem(config, world, per_node, gpu)):
+            found.config.append(problem)
         for source in config.data.sources:
             _check_source(config, source, found)
         found.notes += _idle_micro_batch(config, world)
         _check_start(config.run.init_from, found)
-        classes = [classes_of(source) for source in config.data.sources]
+        classes = [classes_of(x) if x.labels else None for x in config.data.sources]
         found.notes += _thin_heads(config, classes, world)
         found.config += other_run(config)
         _check_places(config, classes, found)
@@ -85,7 +90,7 @@ def _check_places(config: TrainConfig, classes: Sequence[int | None], found: Fin
     found.notes.append(f"checkpoints of {one / GIB:,.2f} GiB each{without}")
 
 
-def _batch_problems(config: TrainConfig, world: int) -> list[str]:
+def batch_problems(config: TrainConfig, world: int) -> list[str]:
     """Each source's share of the global batch gives every rank at least one sample."""
     counts = mixture_counts(config.data.sources, config.run.global_batch)
     total = sum(source.share for source in config.data.sources)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ovtrain.config.data import mixture_counts
 from ovtrain.config.step_plan import StepPlan, split
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import encoder, head
+from ovtrain.costs import encoder, head, parameters, zero
 
 GIB = 2**30
 
@@ -61,7 +61,7 @@ class RankPlan:
     """``samples``, ``tokens``: of all sources, per micro-step. ``unknown``: sources whose heads
     have unknown classes and are left out."""
 
-    state: encoder.TrainingState
+    state: zero.EncoderState
     heads: tuple[HeadShare, ...]
     unknown: tuple[str, ...]
     micro_steps: int
@@ -86,10 +86,10 @@ def rank_plan(
     deal = StepPlan.build(counts, world, run.micro_batch)
     held = [deal.held(rank, k) for rank in range(world) for k in range(deal.micro_steps)]
     tokens = Span.of(sum(n * x for n, x in zip(part, lengths, strict=True)) for part in held)
-    parameters = encoder.parameters(model.size, model.patch)
-    zero = run.zero_stage if run.backend == "deepspeed" else 0
+    table = parameters.table(model.size, model.patch, norm=model.norm, pooling=model.pooling)
+    stage = run.zero_stage if run.backend == "deepspeed" else 0
     return RankPlan(
-        encoder.training_state(parameters, world, zero, run.precision),
+        zero.encoder_state(table, world, stage, run.precision),
         tuple(_heads(config, world, classes, deal.micro_steps)),
         tuple(
             source.name
@@ -105,7 +105,7 @@ def rank_plan(
             tokens.most,
             model.patch,
             recompute=model.recompute,
-            number_bytes=2 if zero and run.precision == "bf16" else 4,
+            number_bytes=zero.weight_bytes(stage, run.precision),
         ),
     )
 

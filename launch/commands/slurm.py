@@ -1,19 +1,21 @@
-"""launch local | slurm: training on this machine, or as batch jobs."""
+"""launch local | slurm | hosts: training on this machine, as batch jobs, on plain hosts."""
 
 from __future__ import annotations
 
 import click
 
+from launch.commands.hosts import hosts
 from launch.commands.options import load_training, overrides
 from launch.commands.training import train
 
 
 @click.group()
 def launch() -> None:
-    """Start training: on this machine, on a SLURM cluster."""
+    """Start training: on this machine, on a SLURM cluster, on hosts without a scheduler."""
 
 
 launch.add_command(train, "local")
+launch.add_command(hosts)
 
 
 @launch.command()
@@ -38,10 +40,9 @@ def slurm(
     """Submit CONFIG: a training run, or a pipeline of jobs that wait for one another.
 
     Options here win over --site. The scripts are those of slurm/; each can be used by hand."""
-    from launch.jobs import train_job
+    from launch.jobs import check, train_job
     from launch.pipeline import is_pipeline, load_pipeline
     from launch.pipeline import launch as launch_pipeline
-    from launch.preflight import preflight
     from launch.sbatch import load_site, show, submit
 
     pipeline = load_pipeline(config, overrides) if is_pipeline(config) else None
@@ -52,7 +53,7 @@ def slurm(
     if pipeline is not None:
         return launch_pipeline(config, pipeline, chosen, dry_run=dry_run)
     resolved = load_training(config, overrides)
-    found = preflight(resolved, chosen.world)
+    found = check(resolved, chosen)
     found.check(config, allow_missing_data=dry_run)
     jobs = [train_job(resolved, chosen)]
     if dry_run:

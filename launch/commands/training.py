@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from launch.commands.options import (
+    F,
     load_training,
     nodes_option,
     nproc_option,
@@ -98,21 +102,58 @@ def _dry_run(name: str, overrides: tuple[str, ...], world: int, allow_missing_da
     return 0
 
 
+def _amount(name: str, text: str, default: float | None = None) -> Callable[[F], F]:
+    return click.option(
+        name,
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
 @click.command()
 @click.argument("config")
 @overrides
-@nproc_option
-@nodes_option
-def plan(config: str, overrides: tuple[str, ...], nproc: int, nodes: int) -> int:
-    """Print what training CONFIG costs.
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--gpus-per-node",
+    "--nproc",
+    "per_node",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+)
+@click.option("--gpu", default="h200", show_default=True, help="As h100, a800; cpu.")
+@_amount("--tflops", "Achieved by one GPU while it computes; default: --mfu of its peak.")
+@_amount("--mfu", "Share of a GPU's peak while it computes; default 0.45, of cpu 1.")
+@_amount("--memory-gb", "Of one GPU; default: its data sheet's.")
+@_amount("--network-gbs", "Of a node, one direction; default: an adapter per GPU.")
+@_amount("--disk-gbs", "Written by a node to shared storage.", 5.0)
+@_amount("--clips-per-s", "Made by a core; default: measured, 42.")
+@_amount("--pictures-per-s", "Of 224 pixels, made by a core; default: measured, 511.")
+@click.option("--json", "as_json", is_flag=True)
+def plan(config: str, overrides: tuple[str, ...], as_json: bool, **asked: Any) -> int:
+    """Print what training CONFIG costs on a cluster: memory, time, loading, layouts.
 
-    Parameters, tokens and FLOPs per step; state, class rows, samples and activations per rank."""
-    from launch.plan import make_plan, plan_lines
+    docs/scaling.md says how each number is made."""
+    from launch.plan.cluster import Request
+    from launch.plan.job import plan_job
+    from launch.plan.step import plan_lines
+    from launch.plan.text import job_lines, job_object
+    from launch.preflight import batch_problems
+    from ovtrain.config.load import raise_problems
     from ovtrain.config.validate import validate
 
     resolved = load_training(config, overrides)
     validate(resolved, config)
-    click.echo("\n".join(plan_lines(resolved, make_plan(resolved, nodes * nproc))))
+    request = Request(**{k: v for k, v in asked.items() if v is not None})
+    raise_problems(config, batch_problems(resolved, request.nodes * request.per_node))
+    job = plan_job(resolved, request)
+    if as_json:
+        click.echo(json.dumps(job_object(job)))
+    else:
+        click.echo("\n".join([*plan_lines(resolved, job.plan), *job_lines(job)]))
     return 0
 
 

@@ -27,6 +27,8 @@ class StepPlan:
         least the number of sources, since each micro-step may hold one sample of each."""
         assert micro_batch == 0 or micro_batch >= len(counts), (micro_batch, counts)
         plan = cls(counts, ranks, 1)
+        if micro_batch:  # fewer micro-steps cannot do
+            plan = cls(counts, ranks, -(-plan.slots(0) // micro_batch))
         while micro_batch and max(map(plan.slots, range(plan.micro_steps))) > micro_batch:
             plan = cls(counts, ranks, plan.micro_steps + 1)
         return plan

@@ -1,6 +1,9 @@
 """What devices can do at most, by their data sheets: dense bf16 TFLOP/s (no sparsity), memory in
 GB, its bandwidth and that of the links between devices of a node in GB/s, both directions together
-(NVLink where there is one, else PCIe). GB: 10^9 bytes.
+(NVLink where there is one, else PCIe). GB: 10^9 bytes. Beside them what a node has for each device
+to reach other nodes, in GB/s and one direction, which is no property of the device: one adapter of
+400 Gb/s as in the reference designs of Hopper and later, of 200 Gb/s in those of Ampere, of
+100 Gb/s for cards.
 """
 
 from __future__ import annotations
@@ -17,19 +20,20 @@ class Device:
     memory_gb: float
     memory_gbs: float
     link_gbs: float
+    network_gbs: float = 12.5
 
 
 DEVICES = {
-    "GB200": Device(2500, 186, 8000, 1800),
-    "B200": Device(2250, 180, 8000, 1800),
-    "GH200": Device(989, 96, 4000, 900),
-    "H200": Device(989, 141, 4800, 900),
+    "GB200": Device(2500, 186, 8000, 1800, 50),
+    "B200": Device(2250, 180, 8000, 1800, 50),
+    "GH200": Device(989, 96, 4000, 900, 50),
+    "H200": Device(989, 141, 4800, 900, 50),
     "H100 PCIe": Device(756, 80, 2000, 128),
     "H100 NVL": Device(835, 94, 3900, 600),
-    "H100": Device(989, 80, 3350, 900),
-    "H800": Device(989, 80, 3350, 400),
-    "A100": Device(312, 80, 2039, 600),
-    "A800": Device(312, 80, 2039, 400),
+    "H100": Device(989, 80, 3350, 900, 50),
+    "H800": Device(989, 80, 3350, 400, 50),
+    "A100": Device(312, 80, 2039, 600, 25),
+    "A800": Device(312, 80, 2039, 400, 25),
     "L40S": Device(362, 48, 864, 64),
     "L4": Device(121, 24, 300, 64),
     "A40": Device(150, 48, 696, 112.5),

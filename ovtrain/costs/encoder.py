@@ -1,4 +1,4 @@
-"""Encoder costs from its sizes alone: parameters, FLOPs, bytes of training state, activations.
+"""Encoder costs from its sizes alone: parameters, FLOPs, activations (training state: ``zero``).
 
 d width, L depth, m MLP width, p patch side, n tokens of one sample. The FLOP formulas count
 multiply-adds as two (paper model, section 8): forward = L (8 d^2 + 4 d m) n + 4 L n^2 d
@@ -10,7 +10,6 @@ as a mean over blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -67,38 +66,27 @@ def _patch_flops(size: EncoderSize, tokens: int, patch: int) -> int:
     return 2 * 3 * patch * patch * size.width * tokens
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """Bytes on one rank. optimizer: the two AdamW moments, and the fp32 master copy of weights that
-    are not fp32."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer
+def recomputed_blocks(size: EncoderSize, recompute: int) -> int:
+    """Blocks that are computed a second time, as ``model.recompute`` counts."""
+    return len(range(0, size.depth, recompute)) if recompute else 0
 
 
-def training_state(
-    parameter_count: int, world_size: int, zero_stage: int = 1, precision: str = "bf16"
-) -> TrainingState:
-    """What a rank keeps of the encoder from step to step.
-
-    ZeRO 1 divides the optimizer's states over ranks, 2 the gradients too, 3 the weights as well:
-    but for those in use, which a rank has whole. 0, the plain backend, divides nothing and keeps
-    fp32 alone.
-    """
-    half = precision == "bf16" and zero_stage > 0
-    low, optimizer = (2, 12) if half else (4, 8)
-    part = -(-parameter_count // world_size)
-    held = [part if zero_stage >= stage else parameter_count for stage in (3, 2, 1)]
-    return TrainingState(low * held[0], low * held[1], optimizer * held[2])
+def recomputed_flops(size: EncoderSize, tokens: int, recompute: int) -> float:
+    """Of one sample: the forward pass of those blocks, up to the last map's input. Not counted as
+    model FLOPs."""
+    d, n, m = size.width, tokens, size.mlp
+    block = (8 * d * d + 2 * d * m) * n + 4 * n * n * d
+    return float(recomputed_blocks(size, recompute) * block)
 
 
 def activation_bytes(
-    size: EncoderSize, tokens: int, patch: int = 14, *, recompute: int = 0, number_bytes: int = 2
+    size: EncoderSize,
+    tokens: int,
+    patch: int = 14,
+    *,
+    recompute: int = 0,
+    number_bytes: int = 2,
+    tensor_ranks: int = 1,
 ) -> int:
     """Most that a forward pass keeps for its backward pass: what autograd saves, no scores.
 
@@ -107,11 +95,13 @@ def activation_bytes(
     after GELU (2 m). Around them: the patch (3 p^2), the input of the first norm (d), input and
     output of the last (2 d), keys and values of the pooling (2 d). A recomputed block (every
     ``recompute``-th, as ``model.recompute``) keeps its input, and is there whole while it is
-    computed again. Left out: the norms' statistics and the rotation tables. Measured at d = 1,024,
-    bf16, four blocks, 1,024 tokens: 156 MiB; here 155.
+    computed again. Tensor parallelism would divide what lies inside attention and MLP (6 d, 2 m).
+    Left out: the norms' statistics and the rotation tables. Measured at d = 1,024, bf16, four
+    blocks, 1,024 tokens: 156 MiB; here 155.
     """
     d = size.width
-    block, around = 10 * d + 2 * size.mlp, 3 * patch * patch + 5 * d
-    again = len(range(0, size.depth, recompute)) if recompute else 0
+    block = 4 * d + (6 * d + 2 * size.mlp) // tensor_ranks
+    around = 3 * patch * patch + 5 * d
+    again = recomputed_blocks(size, recompute)
     numbers = (size.depth - again) * block + again * d + around
     return number_bytes * tokens * (numbers + (block - d if again else 0))

@@ -4,7 +4,11 @@ batch, S sampled centers over all ranks (S = sample_rate * C). Bytes are per ran
 
 from __future__ import annotations
 
+import math
+
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
+TILE = 2**26
+"""Logits of a tile on a GPU, at most (``ovtrain/heads/streaming.py``)."""
 ROW_STATE = 12
 """Of each row beside its numbers: its steps and the decay it has paid."""
 
@@ -54,6 +58,29 @@ def gathered_bytes(batch: int, width: int) -> int:
     return 2 * batch * width
 
 
-def step_flops(batch: int, sampled: int, width: int, world_size: int = 1) -> float:
-    """Per rank: logits, gradient of the embeddings, gradient of the rows."""
-    return 6.0 * batch * sampled * width / world_size
+def step_flops(
+    batch: int, sampled: float, width: int, world_size: int = 1, *, exponential: bool = False
+) -> float:
+    """Per rank: logits, gradient of the embeddings, gradient of the rows; the exponential losses
+    make the logits twice."""
+    return (8.0 if exponential else 6.0) * batch * sampled * width / world_size
+
+
+def expected_rows(classes: int, rate: float, labels: int) -> float:
+    """Rows of a step over all ranks: drawn at ``rate``, and all positives, where ``labels`` labels
+    of the batch fall evenly on the classes. Clustered labels hit fewer."""
+    positives = classes * -math.expm1(-labels / classes)
+    return rate * classes + (1 - rate) * positives
+
+
+def tile_bytes(batch: int, rows: float, *, exponential: bool, half: bool) -> int:
+    """Of one tile of logits and what is made of it: the products' numbers, for exponential losses
+    their float32 before them."""
+    number = (2 if half else 4) + (4 if exponential else 0)
+    return int(number * min(TILE, batch * rows))
+
+
+def exchange_buffers(slots: int, batch: int, width: int, world_size: int, *, half: bool) -> int:
+    """Embeddings of a micro-step: gathered, a head's copy of them, and the float32 gradients of
+    both. ``slots``: samples of a rank, ``batch``: of the largest head."""
+    return (world_size * slots + batch) * width * ((2 if half else 4) + 4)

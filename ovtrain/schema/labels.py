@@ -65,6 +65,13 @@ def read_description(folder: Path | str, kind: str, version: int = VERSION) -> d
     return value
 
 
+def most_labels(folder: Path | str) -> int:
+    """Most labels of one sample of a label store; reads the offsets alone. Raises LabelError."""
+    read_description(folder, "labels")
+    offsets = _load(Path(folder) / "offsets.npy")
+    return int(np.diff(offsets).max(initial=0))
+
+
 @dataclass(frozen=True)
 class CentroidStore:
     """centroids (C, F) float32 and the teacher whose feature space they live in."""

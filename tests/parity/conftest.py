@@ -13,6 +13,7 @@ import pytest
 from ovtrain.checkpoint import storage
 from tests.helpers.training import fit, typed_config, write_config
 from tests.helpers.world import succeed, torchrun
+from tests.parity.traffic_cases import CASES, write_case
 
 UNEVEN: dict[str, Any] = {"global_batch": 7, "steps": 20, "checkpoint_every": 100}
 """Seven samples of two sources on two ranks: no two ranks or micro-steps hold equally many."""
@@ -68,10 +69,12 @@ CONTINUED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class Runs:
-    """``folder / name`` is a finished run; ``collectives``: what two processes measured."""
+    """``folder / name`` is a finished run; ``collectives``: what two processes measured;
+    ``traffic``: by name of a case, what each rank exchanged and held."""
 
     folder: Path
     collectives: dict[str, Any]
+    traffic: dict[str, list[dict[str, Any]]]
 
     def out(self, name: str) -> Path:
         return self.folder / name
@@ -97,12 +100,14 @@ def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, run in plain.items():
         settings = UNEVEN | {"backend": "ddp", "out": str(folder / name)} | run
         fit(typed_config(folder, **settings))
-    _launch(folder, 1, [_run(folder, name, run) for name, run in ONE_PROCESS.items()])
     found: dict[str, Any] = {}
-    straight = {2: TWO_PROCESSES, 3: THREE_PROCESSES, 4: FOUR_PROCESSES}
+    straight = {1: ONE_PROCESS, 2: TWO_PROCESSES, 3: THREE_PROCESSES, 4: FOUR_PROCESSES}
     for processes, named in straight.items():
         told = [_run(folder, name, run) for name, run in named.items()]
-        later = CONTINUED[processes].items()
+        later = CONTINUED.get(processes, {}).items()
         told += [_run(folder, name, run, begin) for name, (begin, run) in later]
+        counted = {n: case for n, case in CASES.items() if case.processes == processes}
+        told += [write_case(folder, name, case) for name, case in counted.items()]
         found[str(processes)] = _launch(folder, processes, told)
-    return Runs(folder, found["2"])
+    traffic = {name: of for part in found.values() for name, of in part["traffic"].items()}
+    return Runs(folder, found["2"], traffic)

@@ -1,8 +1,9 @@
 """Run by torchrun: the collectives' checks and several training runs in one launch.
 
-torchrun -m tests.parity.job OUT.json CONFIG.yaml[=CHECKPOINT] ...
+torchrun -m tests.parity.job OUT.json CONFIG.yaml[=CHECKPOINT] traffic:CONFIG.yaml[=LIMITS] ...
 
-A run with a CHECKPOINT, the step folder of another run, goes on from it.
+A run with a CHECKPOINT, the step folder of another run, goes on from it. Of a ``traffic`` run some
+steps' collectives are counted (traffic_job.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from tests.helpers.training import begin_at
+from tests.parity.traffic_job import measured
 
 
 def gather_gradient(world: World) -> list[float]:
@@ -163,9 +165,13 @@ def main(out: str, *runs: str) -> None:
     count_reductions()
     world = start_world(force_group=True)
     found = check_collectives(world) | check_time(world)
+    found["traffic"] = {}
     for run in runs:
-        path, _, begin = run.partition("=")
-        train(path, begin, world)
+        path, _, more = run.partition("=")
+        if (counted := path.removeprefix("traffic:")) != path:
+            found["traffic"][Path(counted).stem] = measured(counted, more, world)
+        else:
+            train(path, more, world)
     if world.is_main:
         Path(out).write_text(json.dumps(found))
     stop_world()

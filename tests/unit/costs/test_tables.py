@@ -77,18 +77,6 @@ def test_video_views_hold_one_budget():
     }
 
 
-def test_zero_stages_divide_the_training_state():
-    state = encoder.training_state
-    assert state(100, world_size=1).total == 1600
-    assert state(100, world_size=4) == encoder.TrainingState(200, 200, 300)
-    assert state(100, world_size=4, zero_stage=2) == encoder.TrainingState(200, 50, 300)
-    assert state(100, world_size=4, zero_stage=3) == encoder.TrainingState(50, 50, 300)
-    assert state(100, world_size=4, precision="fp32") == encoder.TrainingState(400, 400, 200)
-    for precision in ("bf16", "fp32"):  # the plain backend
-        plain = state(100, 4, zero_stage=0, precision=precision)
-        assert plain == encoder.TrainingState(400, 400, 800)
-
-
 @pytest.mark.parametrize(("tokens", "mib"), [(1024, 156), (2048, 312), (4096, 624)])
 def test_activations_are_those_measured(tokens: int, mib: int):
     """docs/encoder.md: four blocks of ViT-L in bf16."""

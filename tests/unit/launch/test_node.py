@@ -160,7 +160,7 @@ def test_a_task_per_node_starts_its_ranks_and_a_task_per_gpu_starts_one():
     assert (chosen.first, chosen.count, chosen.world) == (2, 2, 4)
     each = SLURM | {"SLURM_NTASKS": "16", "SLURM_PROCID": "13", "SLURM_LOCALID": "5"}
     one = slurm_place(each | {"SLURM_GPUS_ON_NODE": "8"})
-    assert one == Place(13, 1, 5, 16, 16, "10.0.0.1", 20007)
+    assert one == Place(13, 1, 5, 16, 2, "10.0.0.1", 20007)
     assert one.environment(13)["LOCAL_RANK"] == "5"
 
 

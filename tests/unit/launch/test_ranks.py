@@ -10,7 +10,7 @@ from launch.ranks import Span
 from ovtrain.config.data import SourceConfig
 from ovtrain.config.load import data_folder, find_config, load
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs.encoder import TrainingState
+from ovtrain.costs.zero import EncoderState
 
 RECIPES = sorted((data_folder("configs") / "pretrain").glob("*.yaml"))
 CLUSTER = ["--nodes", "16", "--nproc", "8"]
@@ -25,7 +25,7 @@ def test_stage_one_of_the_paper_on_128_ranks():
     rank = planned("vitl14-stage1-224px").rank
     # 315,509,760 parameters: 2 bytes each of weights and gradients, 12 of master copy and moments
     # over all ranks.
-    assert rank.state == TrainingState(631_019_520, 631_019_520, 12 * 2_464_920)
+    assert rank.state == EncoderState(631_019_520, 631_019_520, 4 * 2_464_920, 8 * 2_464_920 + 8)
     (head,) = rank.heads
     assert head.rows == Span(15_625, 15_625)  # 2,000,000 / 128
     assert (head.first, head.last) == (range(15_625), range(1_984_375, 2_000_000))
@@ -62,7 +62,12 @@ def test_stage_two_of_the_paper_shows_pictures_at_448_beside_clips_at_224():
 
 
 @pytest.mark.parametrize(
-    ("stage", "weights", "gradients"), [(1, 631_019_520, 631_019_520), (3, 4_929_840, 4_929_840)]
+    ("stage", "weights", "gradients"),
+    [
+        (1, 631_019_520, 631_019_520),
+        # Stage 3 keeps parameters of up to 100,000 numbers whole: biases, norms and the probe.
+        (3, 4_929_840 + 2 * (24 * 13_312 + 4_096 + 11_264), 4_929_840),
+    ],
 )
 def test_zero_stages_divide_what_a_rank_holds(stage: int, weights: int, gradients: int):
     state = planned("vitl14-stage1-224px", f"run.zero_stage={stage}").rank.state
@@ -71,7 +76,8 @@ def test_zero_stages_divide_what_a_rank_holds(stage: int, weights: int, gradient
 
 def test_the_plain_backend_divides_nothing_and_keeps_float32():
     rank = planned("vitl14-stage1-224px", "run.backend=ddp").rank
-    assert rank.state.total == 16 * 315_509_760
+    # and a count of steps for each of 24 blocks' 12 parameters and the 15 around them
+    assert rank.state.total == 16 * 315_509_760 + 4 * (24 * 12 + 15)
     bf16 = planned("vitl14-stage1-224px").rank
     assert rank.activations == 2 * bf16.activations
 

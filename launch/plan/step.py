@@ -1,6 +1,6 @@
-"""What a training config will cost, from formulas alone: ``ovtrain plan CONFIG``.
+"""What an optimizer step is made of: samples, views, tokens, FLOPs, of all ranks together.
 
-Tokens and FLOPs count one optimizer step of all ranks; what each rank holds: ``launch.ranks``.
+What each rank holds: ``launch.ranks``.
 Sources whose shards are not here yet are counted by their name (``image``, ``document`` or ``ocr``
 in it: one picture; else video), heads whose labels are not by the classes that the config expects.
 """
@@ -13,19 +13,32 @@ from pathlib import Path
 from launch.ranks import RankPlan, rank_lines, rank_plan
 from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import encoder, tokens
+from ovtrain.costs import encoder, parameters, tokens
 from ovtrain.schema.errors import OvtrainError
-from ovtrain.schema.labels import read_description
+from ovtrain.schema.labels import most_labels, read_description
 from ovtrain.schema.manifest import ShardManifest
 
 WORDS = {"image": "image", "document": "document", "ocr": "document", "video": "video"}
 """Words in the names of sources, and the kinds that they mean."""
+LABELS = {"image": 10, "video": 10, "document": 100}
+"""Most labels of a sample where no labels are here yet: the paper's."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What one sample costs in a view; ``share`` of the source's samples take it."""
+
+    name: str
+    share: float
+    tokens: int
+    flops: float
 
 
 @dataclass(frozen=True)
 class SourcePlan:
     """One source's part of a step, pictures of ``size`` pixels a side; ``longest``: tokens of its
-    longest sample; ``classes`` is None where it trains no head, or one of unknown classes."""
+    longest sample; ``classes`` is None where it trains no head, or one of unknown classes;
+    ``labels``: most of one sample."""
 
     name: str
     kind: str
@@ -36,6 +49,8 @@ class SourcePlan:
     flops: float
     trains_head: bool
     classes: int | None
+    labels: int
+    views: tuple[View, ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ def make_plan(config: TrainConfig, world: int) -> Plan:
         for source, count in zip(config.data.sources, counts, strict=True)
     )
     return Plan(
-        encoder.parameters(config.model.size, config.model.patch),
+        parameters.count(table_of(config)),
         run.total_steps,
         world,
         sources,
@@ -81,18 +96,29 @@ def _source_plan(config: TrainConfig, source: SourceConfig, samples: int) -> Sou
     else:
         shares = {v: getattr(data.views, v) for v in ("codec", "frames", "tiling")}
     kept = {v: max(1, round(lengths[v] * data.augment.token_keep)) for v, x in shares.items() if x}
-    flops = {v: encoder.training_flops(model.size, n, model.patch) for v, n in kept.items()}
+    views = tuple(
+        View(v, shares[v], n, encoder.training_flops(model.size, n, model.patch))
+        for v, n in kept.items()
+    )
     return SourcePlan(
         source.name,
         kind,
         size,
         samples,
         max(kept.values()),
-        samples * sum(shares[v] * n for v, n in kept.items()),
-        samples * sum(shares[v] * x for v, x in flops.items()),
+        samples * sum(v.share * v.tokens for v in views),
+        samples * sum(v.share * v.flops for v in views),
         bool(source.labels),
         classes_of(source),
+        labels_of(source, kind),
+        views,
     )
+
+
+def table_of(config: TrainConfig) -> tuple[parameters.Parameter, ...]:
+    """The encoder's parameters."""
+    model = config.model
+    return parameters.table(model.size, model.patch, norm=model.norm, pooling=model.pooling)
 
 
 def kind_of(source: SourceConfig) -> str:
@@ -113,6 +139,16 @@ def classes_of(source: SourceConfig) -> int | None:
         return int(read_description(source.labels, "labels")["classes"])
     except OvtrainError:
         return expected
+
+
+def labels_of(source: SourceConfig, kind: str) -> int:
+    """Most labels of a sample, 0 where the source trains no head."""
+    if not source.labels:
+        return 0
+    try:
+        return max(most_labels(source.labels), 1)
+    except OvtrainError:
+        return LABELS[kind]
 
 
 def plan_lines(config: TrainConfig, plan: Plan) -> list[str]:

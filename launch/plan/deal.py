@@ -1,0 +1,48 @@
+"""How a step's samples fall on ranks and micro-steps, as numbers that formulas need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ovtrain.config.step_plan import StepPlan, split
+
+
+@dataclass(frozen=True)
+class Deal:
+    """slots[k]: most samples of a rank in micro-step k; samples[s][k]: of source s on all ranks;
+    held: per rank and micro-step, samples of each source (each combination once); whole: per rank,
+    of the whole step (likewise)."""
+
+    micro_steps: int
+    slots: tuple[int, ...]
+    samples: tuple[tuple[int, ...], ...]
+    held: frozenset[tuple[int, ...]]
+    whole: frozenset[tuple[int, ...]]
+
+    def most(self, each: Sequence[float]) -> float:
+        """Of the fullest rank in its fullest micro-step, where a sample of source s counts
+        ``each[s]``."""
+        return max(_sum(part, each) for part in self.held)
+
+    def most_of_a_step(self, each: Sequence[float]) -> float:
+        return max(_sum(part, each) for part in self.whole)
+
+
+def _sum(counts: Sequence[int], each: Sequence[float]) -> float:
+    return sum(n * x for n, x in zip(counts, each, strict=True))
+
+
+@lru_cache(maxsize=1024)
+def deal(counts: tuple[int, ...], ranks: int, micro_batch: int) -> Deal:
+    plan = StepPlan.build(list(counts), ranks, micro_batch)
+    micros = range(plan.micro_steps)
+    table = [[tuple(plan.held(rank, k)) for k in micros] for rank in range(ranks)]
+    return Deal(
+        plan.micro_steps,
+        tuple(plan.slots(k) for k in micros),
+        tuple(tuple(sum(row[k][s] for row in table) for k in micros) for s in range(len(counts))),
+        frozenset(part for row in table for part in row),
+        frozenset(tuple(len(split(n, rank, ranks)) for n in counts) for rank in range(ranks)),
+    )

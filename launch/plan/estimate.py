@@ -1,0 +1,143 @@
+"""One layout of a run on a cluster: memory, and the time of a step by what it is spent on.
+
+Nothing is taken to overlap: gradients are reduced when the backward pass is through (overlap_comm
+is off), and a step does not begin before the weights are gathered. ZeRO-3's gathers run ahead of
+their use; that their time is counted whole makes it an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.plan.cluster import Cluster
+from launch.plan.deal import Deal, deal
+from launch.plan.memory import drawn_rows, memory_of
+from launch.plan.step import SourcePlan
+from launch.plan.traffic import Traffic, stage_of, step_traffic
+from ovtrain.config.train import TrainConfig
+from ovtrain.costs import encoder, head, links, zero
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds: products of encoder and heads, both optimizers, collectives by kind of link."""
+
+    encoder: float
+    heads: float
+    updates: float
+    node: float
+    network: float
+
+    @property
+    def compute(self) -> float:
+        return self.encoder + self.heads + self.updates
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.node + self.network
+
+
+@dataclass(frozen=True)
+class Estimate:
+    dealt: Deal
+    memory: dict[str, int]
+    traffic: Traffic
+    time: StepTime
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.memory.values())
+
+    def fits(self, cluster: Cluster) -> bool:
+        return self.bytes <= cluster.memory_gb * 1e9
+
+
+def estimate(
+    config: TrainConfig, cluster: Cluster, sources: Sequence[SourcePlan], tensor_ranks: int = 1
+) -> Estimate:
+    data_ranks = cluster.world // tensor_ranks
+    counts = tuple(source.samples for source in sources)
+    dealt = deal(counts, data_ranks, config.run.micro_batch)
+    memory = memory_of(config, sources, dealt, data_ranks, tensor_ranks=tensor_ranks)
+    traffic = step_traffic(config, sources, dealt, data_ranks, tensor_ranks=tensor_ranks)
+    inside, between = _exchange(config, cluster, sources, dealt, traffic, tensor_ranks)
+    rate = cluster.tflops * 1e12
+    return Estimate(
+        dealt,
+        memory,
+        traffic,
+        StepTime(
+            _encoder_flops(config, sources, dealt) / tensor_ranks / rate,
+            _head_flops(config, sources, cluster.world) / rate,
+            _updated_bytes(config, sources, cluster, memory) / (cluster.memory_gbs * 1e9),
+            inside,
+            between,
+        ),
+    )
+
+
+def _encoder_flops(config: TrainConfig, sources: Sequence[SourcePlan], dealt: Deal) -> float:
+    """Of the fullest rank in a step, recomputed blocks included."""
+    size, again = config.model.size, config.model.recompute
+    each = [
+        sum(v.share * (v.flops + encoder.recomputed_flops(size, v.tokens, again)) for v in s.views)
+        for s in sources
+    ]
+    return dealt.most_of_a_step(each)
+
+
+def _head_flops(config: TrainConfig, sources: Sequence[SourcePlan], world: int) -> float:
+    width = config.model.size.width
+    return sum(
+        head.step_flops(
+            source.samples,
+            drawn_rows(config, source),
+            width,
+            world,
+            exponential=config.head_of(source.name).loss != "logistic",
+        )
+        for source in sources
+        if source.classes is not None and source.trains_head
+    )
+
+
+def _updated_bytes(
+    config: TrainConfig, sources: Sequence[SourcePlan], cluster: Cluster, memory: dict[str, int]
+) -> float:
+    """Read and written by the optimizers: float32 weights and moments (twice), gradients, the
+    weights of the forward pass; of the heads what belongs to the rows of a step."""
+    state = memory["master weights and moments"] or memory["weights"]
+    moved = 2.0 * state + memory["gradients"] / (cluster.world if stage_of(config) == 1 else 1)
+    for source in sources:
+        if source.classes is not None and source.trains_head:
+            own, width = config.head_of(source.name), config.model.size.width
+            rows = round(drawn_rows(config, source))
+            shape = (rows, width, cluster.world)
+            moved += 2 * head.weight_bytes(*shape, own.rows)
+            moved += 2 * head.optimizer_bytes(*shape, own.optimizer, own.moments)
+    return moved
+
+
+def _exchange(
+    config: TrainConfig,
+    cluster: Cluster,
+    sources: Sequence[SourcePlan],
+    dealt: Deal,
+    traffic: Traffic,
+    tensor_ranks: int,
+) -> tuple[float, float]:
+    """Seconds by kind of link. Tensor ranks are neighbours in a node: data ranks' collectives run
+    ``tensor_ranks`` side by side and share a node's network; two all-reduces of the tokens go with
+    each block's forward pass, two with its backward pass."""
+    spent = links.seconds(traffic.total, traffic.calls, cluster.links)
+    if tensor_ranks == 1:
+        return spent["node"], spent["network"]
+    size = config.model.size
+    tokens = dealt.most_of_a_step([s.tokens / s.samples for s in sources])
+    number = zero.weight_bytes(stage_of(config), config.run.precision)
+    group = links.Links(1, tensor_ranks, cluster.links.node_gbs, cluster.links.network_gbs)
+    calls = 4 * size.depth * dealt.micro_steps
+    activations = {"all_reduce": 4.0 * size.depth * tokens * size.width * number}
+    inside = spent["node"] + links.seconds(activations, calls, group)["node"]
+    return inside, spent["network"] * tensor_ranks

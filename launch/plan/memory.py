@@ -1,0 +1,92 @@
+"""Memory of the fullest rank by kind, and whether it fits: docs/scaling.md, Memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launch.plan.deal import Deal
+from launch.plan.step import SourcePlan, table_of
+from launch.plan.traffic import part_of, stage_of
+from ovtrain.config.train import TrainConfig
+from ovtrain.costs import encoder, head, zero
+
+CONTEXT = 2 * 10**9
+"""A CUDA context, the libraries' workspaces and NCCL's buffers: an assumption."""
+FRAGMENTS = 0.05
+"""Share of what is held that the allocator loses between blocks: an assumption."""
+
+
+def memory_of(
+    config: TrainConfig,
+    sources: Sequence[SourcePlan],
+    dealt: Deal,
+    data_ranks: int,
+    *,
+    tensor_ranks: int = 1,
+) -> dict[str, int]:
+    """Bytes by kind. Heads are cut over all ranks, of which ``data_ranks`` x ``tensor_ranks``."""
+    run, model, stage = config.run, config.model, stage_of(config)
+    table = part_of(table_of(config), tensor_ranks)
+    state = zero.encoder_state(table, data_ranks, stage, run.precision)
+    tokens = int(dealt.most([source.longest for source in sources]))
+    held = {
+        "weights": state.weights,
+        "gradients": state.gradients,
+        "master weights and moments": state.optimizer,
+        **_of_heads(config, sources, dealt, data_ranks * tensor_ranks, data_ranks),
+        "activations": encoder.activation_bytes(
+            model.size,
+            tokens,
+            model.patch,
+            recompute=model.recompute,
+            number_bytes=zero.weight_bytes(stage, run.precision),
+            tensor_ranks=tensor_ranks,
+        ),
+        "batch": tokens * (3 * model.patch**2 + 24),  # uint8 patches, int64 positions
+        "reduction buffers": zero.buffer_bytes(table, stage, run.precision),
+    }
+    return held | {"context and allocator": CONTEXT + int(FRAGMENTS * sum(held.values()))}
+
+
+def _of_heads(
+    config: TrainConfig, sources: Sequence[SourcePlan], dealt: Deal, world: int, data_ranks: int
+) -> dict[str, int]:
+    half, width = config.run.precision == "bf16", config.model.size.width
+    found = dict.fromkeys(("head rows", "head moments", "drawn centers", "head tiles"), 0)
+    largest = 0
+    for source, samples in zip(sources, dealt.samples, strict=True):
+        if source.classes is None or not source.trains_head:
+            continue
+        own, shape = config.head_of(source.name), (source.classes, width, world)
+        rows = drawn_rows(config, source)
+        exponential = own.loss != "logistic"
+        largest = max(largest, *samples)
+        found["head rows"] += head.weight_bytes(*shape, own.rows)
+        found["head moments"] += head.optimizer_bytes(*shape, own.optimizer, own.moments)
+        found["drawn centers"] += head.drawn_bytes(
+            round(rows), width, world, half=half, micro_steps=dealt.micro_steps
+        )
+        found["head tiles"] = max(
+            found["head tiles"],
+            head.tile_bytes(max(samples), rows / world, exponential=exponential, half=half),
+        )
+    slots = max(dealt.slots)
+    exchanged = head.exchange_buffers(slots, largest, width, data_ranks, half=half)
+    return found | {"gathered embeddings": exchanged}
+
+
+def drawn_rows(config: TrainConfig, source: SourcePlan) -> float:
+    """Rows of a source's head that a step uses, over all ranks: drawn ones and positives."""
+    own = config.head_of(source.name)
+    labels = own.positives_per_step or source.labels
+    return head.expected_rows(
+        source.classes or 0, own.sample_rate, source.samples * min(labels, source.labels)
+    )
+
+
+def shown(size: float) -> str:
+    """Bytes, in units of powers of 1,000."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= limit:
+            return f"{size / limit:.3g} {unit}"
+    return f"{size:.0f} B"

@@ -1,0 +1,176 @@
+"""A job's plan as lines and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from launch.plan.estimate import Estimate
+from launch.plan.job import DAY, JobPlan
+from launch.plan.layouts import Choice
+from launch.plan.memory import shown
+from ovtrain.costs import links
+from ovtrain.costs.encoder import pooling_parameters
+
+
+def job_lines(job: JobPlan) -> list[str]:
+    """What follows the lines of ``plan_lines``."""
+    return [
+        _machine(job),
+        *_parameters(job),
+        *_flops(job),
+        *_memory(job),
+        *_traffic(job),
+        *_time(job),
+        *_around(job),
+        *_layouts(job),
+    ]
+
+
+def _machine(job: JobPlan) -> str:
+    cluster, links_of = job.cluster, job.cluster.links
+    return (
+        f"machine      {links_of.nodes} nodes of {links_of.per_node} {cluster.asked.gpu}: "
+        f"{cluster.peak:g} TFLOP/s at most, {cluster.tflops:.4g} taken while computing, "
+        f"{cluster.memory_gb:g} GB; links {links_of.node_gbs:g} GB/s a GPU and direction, network "
+        f"{links_of.network_gbs:g} GB/s a node"
+    )
+
+
+def _parameters(job: JobPlan) -> list[str]:
+    size, width = job.config.model.size, job.config.model.size.width
+    pooling = pooling_parameters(size) if job.config.model.pooling else 0
+    heads = sum((s.classes or 0) * width for s in job.plan.sources if s.trains_head)
+    return [
+        f"parameters   encoder {job.plan.parameters - pooling:,}, pooling {pooling:,}, heads "
+        f"{heads:,}"
+    ]
+
+
+def _flops(job: JobPlan) -> list[str]:
+    return [
+        f"sample       {source.name}, {view.name} ({view.share:.1%}): {view.tokens:,} tokens, "
+        f"{view.flops / 1e12:.4g} TFLOP"
+        for source in job.plan.sources
+        for view in source.views
+    ]
+
+
+def _memory(job: JobPlan) -> list[str]:
+    made, room = job.estimate, job.cluster.memory_gb * 1e9
+    kinds = [f"memory       {name}: {shown(n)}" for name, n in made.memory.items() if n]
+    over = made.bytes - room
+    said = "fits" if over <= 0 else f"does not fit, by {shown(over)}"
+    return [*kinds, f"memory       total: {shown(made.bytes)} of {shown(room)}: {said}"]
+
+
+def _traffic(job: JobPlan) -> list[str]:
+    traffic, nodes = job.estimate.traffic, job.cluster.links.nodes
+    brought = sum(links.node_bytes(kind, n, nodes) for kind, n in traffic.total.items())
+    return [
+        *(
+            f"exchanged    {kind}: encoder {shown(traffic.encoder.get(kind, 0))}, heads "
+            f"{shown(traffic.heads.get(kind, 0))} per step"
+            for kind in traffic.total
+        ),
+        f"exchanged    {shown(brought)} into each node from the others per step",
+    ]
+
+
+def _time(job: JobPlan) -> list[str]:
+    time = job.estimate.time
+    parts = {
+        "encoder": time.encoder,
+        "heads": time.heads,
+        "optimizers": time.updates,
+        "links in a node": time.node,
+        "network": time.network,
+        "saves": job.step_s - time.total,
+    }
+    spent = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in parts.items())
+    world = job.cluster.world
+    return [
+        f"step time    {1e3 * job.step_s:.1f} ms: {spent}",
+        f"speed        {job.samples_per_s:,.0f} samples/s, MFU {job.mfu:.1%}",
+        f"duration     {job.seconds / DAY:.3g} days ({job.seconds * world / 3600:,.0f} "
+        f"device-hours) for {job.plan.steps:,} steps; at an MFU of "
+        f"{job.cluster.tflops / job.cluster.peak:.0%} alone "
+        f"{job.flops / (world * job.cluster.tflops * 1e12) / DAY:.3g} days",
+    ]
+
+
+def _around(job: JobPlan) -> list[str]:
+    run, save = job.config.run, job.save
+    cores = ", ".join(f"{name} {n:.1f}" for name, n in job.cores.items())
+    every = run.checkpoint_every * job.estimate.time.total
+    return [
+        f"loading      {sum(job.cores.values()):.1f} cores a node ({cores}); the config starts "
+        f"{job.config.data.workers * job.cluster.links.per_node} workers there",
+        f"checkpoint   {shown(save.bytes)}, written in {save.write_s:.3g} s, every "
+        f"{every / 60:.3g} min; the loop waits {save.stall_s:.3g} s",
+        *(
+            ["checkpoint   the next is due before one is written: raise run.checkpoint_every"]
+            if save.write_s > every
+            else []
+        ),
+    ]
+
+
+def _layouts(job: JobPlan) -> list[str]:
+    head = "layout       ZeRO  tensor  micro-batch  recompute  memory     step        fits"
+    found = [head, *(_row(choice) for choice in job.layouts)]
+    best = job.recommended
+    if best is None:
+        return [*found, "recommended  none fits: use more GPUs, or ones with more memory"]
+    keys = " ".join(best.layout.keys())
+    return [*found, f"recommended  {keys} ({1e3 * best.estimate.time.total:.1f} ms a step)"]
+
+
+def _row(choice: Choice) -> str:
+    layout, made = choice.layout, choice.estimate
+    fits = "yes" if choice.fits else "no"
+    if not layout.available:
+        fits += ", not available yet"
+    return (
+        f"layout       {layout.stage:<5} {layout.tensor_ranks:<7} {layout.micro_batch:<12} "
+        f"{layout.recompute:<10} {shown(made.bytes):<10} {1e3 * made.time.total:<8.1f} ms "
+        f"{fits}"
+    )
+
+
+def job_object(job: JobPlan) -> dict[str, Any]:
+    """The plan as JSON-able numbers: bytes, FLOPs, seconds."""
+    best = job.recommended
+    return {
+        "machine": asdict(job.cluster),
+        "parameters": job.plan.parameters,
+        "steps": job.plan.steps,
+        "flops_per_step": job.plan.flops,
+        "flops": job.flops,
+        "tokens_per_step": job.plan.tokens,
+        "sources": [asdict(source) for source in job.plan.sources],
+        **_estimate_object(job.estimate),
+        "fits": job.estimate.fits(job.cluster),
+        "step_s": job.step_s,
+        "samples_per_s": job.samples_per_s,
+        "mfu": job.mfu,
+        "seconds": job.seconds,
+        "device_hours": job.seconds * job.cluster.world / 3600,
+        "loader_cores_per_node": job.cores,
+        "checkpoint": asdict(job.save),
+        "layouts": [
+            asdict(choice.layout)
+            | {"available": choice.layout.available, "fits": choice.fits}
+            | _estimate_object(choice.estimate)
+            for choice in job.layouts
+        ],
+        "recommended": best.layout.keys() if best else None,
+    }
+
+
+def _estimate_object(made: Estimate) -> dict[str, Any]:
+    return {
+        "memory": made.memory,
+        "exchanged": made.traffic.total,
+        "time": asdict(made.time),
+    }

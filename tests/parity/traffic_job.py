@@ -1,0 +1,94 @@
+"""What steps of a training run exchange, and what its processes then hold; part of job.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ovtrain.config.load import load
+from ovtrain.config.train import TrainConfig
+from ovtrain.config.validate import validate
+from ovtrain.distributed.collectives import gather_objects
+from ovtrain.distributed.context import World
+from ovtrain.distributed.traffic import Traffic
+from ovtrain.engine import deepspeed_backend
+from ovtrain.engine.build import Parts, build
+
+STEPS = 3
+
+
+def stored(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes of the tensors' memory, shared memory once."""
+    found = {}
+    for tensor in tensors:
+        if tensor is not None and tensor.numel():
+            memory = tensor.untyped_storage()
+            found[memory.data_ptr()] = memory.nbytes()
+    return sum(found.values())
+
+
+def held(parts: Parts) -> dict[str, Any]:
+    """Bytes that this process holds, by kind."""
+    backend: Any = parts.step.backend
+    weights: list[Any] = list(parts.encoder.parameters())
+    divided = hasattr(backend, "stage")
+    optimizer = backend.zero.optimizer if divided else backend.optimizer
+    return {
+        "weights": stored([*weights, *(getattr(p, "ds_tensor", None) for p in weights)]),
+        "master": stored(backend.stage.partitions()) if divided else 0,
+        "moments": stored(t for state in optimizer.state.values() for t in state.values()),
+        "rows": {h.head.source: stored([h.head.rows]) for h in parts.heads},
+        "row_state": {
+            h.head.source: stored(
+                [
+                    h.optimizer.held.first,
+                    h.optimizer.held.second,
+                    h.optimizer.steps,
+                    h.optimizer.paid,
+                ]
+            )
+            for h in parts.heads
+        },
+    }
+
+
+def measured(path: str, limits: str, world: World) -> list[dict[str, Any]]:
+    """Collective: of each rank, bytes by kind of every step, and what it holds after them.
+    ``limits``: PREFETCH,LIVE, what ZeRO-3 may look ahead and hold, or ""."""
+    config = load(TrainConfig, path)
+    validate(config, path)
+    with _limited(limits):
+        parts = build(config, world)
+    counted = list[dict[str, int]]()
+    for step in range(STEPS):
+        batch = next(parts.loader)
+        with Traffic() as traffic:
+            parts.step.run(batch, step)
+        counted.append(dict(traffic.bytes))
+    parts.loader.close()
+    return gather_objects({"steps": counted, "held": held(parts)}, world.group)
+
+
+@contextmanager
+def _limited(limits: str) -> Iterator[None]:
+    """Meanwhile DeepSpeed is given these limits, for which a small encoder is a large one."""
+    own = deepspeed_backend.deepspeed_json
+
+    def made(*given: Any) -> dict[str, Any]:
+        found = own(*given)
+        if limits:
+            prefetch, live = map(int, limits.split(","))
+            found["zero_optimization"] |= {
+                "stage3_prefetch_bucket_size": prefetch,
+                "stage3_max_live_parameters": live,
+            }
+        return found
+
+    deepspeed_backend.deepspeed_json = made
+    try:
+        yield
+    finally:
+        deepspeed_backend.deepspeed_json = own
