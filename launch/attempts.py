@@ -17,30 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.failures import Failure, failures
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.atomic import write_json
 from ovtrain.schema.errors import exit_status
 from ovtrain.schema.status import REQUEUE, UNHEALTHY
 
-ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
-TRACEBACK = "Traceback (most recent call last)"
-AFTERMATH = re.compile(
-    r"onnection (?:closed|reset)|roken pipe|NCCL communicator was aborted|remote process exited"
-    r"|DistStoreError|TCPStore|onnection refused|peer",
-)
-"""What a rank says of which another one has gone."""
 CANCELLED = ("CANCELLED", "DEADLINE")
 """States of a job that its owner, or his limits, want to be over."""
 FAULTS_OF_A_NODE = 2
@@ -48,65 +40,8 @@ FAULTS_OF_A_NODE = 2
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The first failure that a node saw. ``kind``: "failed", "stopped" (after a signal),
-    "input_error" (which a restart would meet again)."""
-
-    rank: int
-    node: str
-    status: int
-    kind: str
-    why: str
-    time: float
-    text: list[str] = field(default_factory=list[str])
-
-    @classmethod
-    def of_rank(cls, rank: int, node: str, status: int, last: Sequence[str]) -> Failure:
-        """From a rank's exit status (negative: a signal) and the last lines that it printed."""
-        starts = [i for i, line in enumerate(last) if TRACEBACK in line]
-        text = list(last[starts[0] :]) if starts else list(last[-20:])
-        errors = [found["text"] for line in last if (found := ERROR.match(line))]
-        if status == REQUEUE:
-            why = f"a step hung; where its threads stood is in logs/stacks-{rank:05d}.txt"
-        elif status < 0:
-            why = f"killed by signal {-status} ({signal.Signals(-status).name})"
-        elif errors:
-            why = errors[-1]
-        else:
-            lines = [line for line in text if line.strip()]
-            why = lines[-1].strip() if starts and lines else f"ended with status {status}"
-        kind = "input_error" if status == 2 else "failed"
-        return cls(rank, node, status, kind, why, time.time(), text)
-
-    @property
-    def aftermath(self) -> bool:
-        """Whether it only tells that another rank has gone."""
-        return self.status > 0 and AFTERMATH.search(self.why) is not None
-
-    def lines(self) -> list[str]:
-        """For the job's log: who and why on top, then what that rank printed last."""
-        where = f"logs/rank-{self.rank:05d}.out"
-        top = f"error: rank {self.rank} on {self.node}: {self.why}"
-        return [top, *(f"  | {line}" for line in self.text), f"  all that it printed: {where}"]
-
-
-def _failures_folder(out: Path) -> Path:
-    return out / "logs" / "failures"
-
-
-def record_failure(out: Path, attempt: str, failure: Failure) -> None:
-    """Let the other nodes of this start know."""
-    write_json(_failures_folder(out) / f"{attempt}-{failure.node}.json", asdict(failure))
-
-
-def failures(out: Path, attempt: str) -> list[Failure]:
-    """Of one start, the one that began it first."""
-    found = [
-        Failure(**json.loads(path.read_text()))
-        for path in _failures_folder(out).glob(f"{attempt}-*.json")
-    ]
-    return sorted(found, key=lambda failure: (failure.aftermath, failure.time))
+def _health_report(out: Path) -> Path:
+    return out / "logs" / "health.json"
 
 
 def read_attempts(out: Path) -> list[Row]:
@@ -129,17 +64,13 @@ def attempt_name(env: Mapping[str, str]) -> str:
     return f"{env.get('SLURM_JOB_ID', 'job')}.{env.get('SLURM_RESTART_COUNT', '0')}"
 
 
-def node_name(env: Mapping[str, str]) -> str:
-    """Of this node as the launcher calls it, which need not be its host name."""
-    return env.get("SLURMD_NODENAME") or env.get("OVTRAIN_HOST") or platform.node()
-
-
 def begin(out: Path, env: Mapping[str, str]) -> None:
     """Note a start; a row for an earlier one that did not end."""
     current = out / "logs" / "attempt.json"
     if current.is_file():
         why = "ended without a word: its node was lost, or SLURM killed and requeued it"
         _append(out, json.loads(current.read_text()), 1, "failed", why)
+    _health_report(out).unlink(missing_ok=True)  # an earlier start's
     write_json(
         current,
         {
@@ -159,7 +90,10 @@ def end(out: Path, status: int, state: str, restarts: int, env: Mapping[str, str
     found = failures(out, attempt_name(env))
     first = found[0] if found else None
     kind, why = _kind(status, first, state)
-    unhealthy = _bad_nodes(out) if kind == "unhealthy" else []
+    unhealthy: list[str] = []
+    if kind == "unhealthy":
+        unhealthy, problems = _health(out)
+        why = problems or why
     rows = [*read_attempts(out), {"kind": kind, "step": newest_step(out), "node": ""}]
     if first:
         rows[-1]["node"] = first.node
@@ -187,9 +121,13 @@ def _kind(status: int, first: Failure | None, state: str) -> tuple[str, str]:
     return "failed", f"the step ended with status {status}" + (f" ({state})" if state else "")
 
 
-def _bad_nodes(out: Path) -> list[str]:
-    health = out / "logs" / "health.json"
-    return list(json.loads(health.read_text()).get("bad_nodes", [])) if health.is_file() else []
+def _health(out: Path) -> tuple[list[str], str]:
+    """Bad nodes, and why, as the check before training found; none where it left no report."""
+    path = _health_report(out)
+    if not path.is_file():
+        return [], ""
+    report = json.loads(path.read_text())
+    return list(report.get("bad_nodes", [])), "; ".join(report.get("problems", []))
 
 
 def _faulty_nodes(rows: Sequence[Row]) -> list[str]:

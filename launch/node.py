@@ -28,19 +28,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO
 
-from launch.attempts import TRACEBACK, Failure, failures, node_name, record_failure
-from launch.interfaces import interface_towards
-from launch.processes import SAVE_S, module_command, worker_env
+from launch.failures import TRACEBACK, Failure, failures, node_name, record_failure
+from launch.places import Place, place_of, rank_environment
+from launch.processes import SAVE_S, module_command
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
-from ovtrain.schema.errors import ConfigError, exit_status
+from ovtrain.schema.errors import exit_status
 from ovtrain.schema.isolated import die_with
 from ovtrain.schema.status import REQUEUE, UNHEALTHY
 
@@ -52,50 +52,6 @@ VERDICT_S = 20.0
 """For the other ranks of a node, once one has ended a check."""
 LOOK_S = 0.5
 """Between two looks for failures of other nodes."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """The ranks that this process starts, ``first`` and ``count`` of ``world``; ``local``: the
-    first one's place on its node."""
-
-    first: int
-    count: int
-    local: int
-    world: int
-    nodes: int
-    master: str
-    port: int
-
-    def environment(self, rank: int) -> dict[str, str]:
-        """What ``torch.distributed`` wants to hear."""
-        return {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(self.local + rank - self.first),
-            "LOCAL_WORLD_SIZE": str(self.world // self.nodes),
-            "WORLD_SIZE": str(self.world),
-            "MASTER_ADDR": self.master,
-            "MASTER_PORT": str(self.port),
-        }
-
-
-def slurm_place(env: Mapping[str, str]) -> Place:
-    """Of a task of a SLURM step. Raises ConfigError outside one."""
-    try:
-        nodes, node = int(env["SLURM_NNODES"]), int(env["SLURM_NODEID"])
-        tasks, task, local = (int(env[f"SLURM_{x}"]) for x in ("NTASKS", "PROCID", "LOCALID"))
-        master, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
-    except KeyError as missing:
-        raise ConfigError(
-            str(missing).strip("'"),
-            "not set, so the place of this process is not known",
-            fix="start it by srun from slurm/pretrain.sbatch, or give --nodes, --node-rank, "
-            "--nproc and --master",
-        ) from missing
-    if tasks > nodes:
-        return Place(task, 1, local, tasks, nodes, master, port)
-    nproc = int(env.get("OVTRAIN_NPROC") or env.get("SLURM_GPUS_ON_NODE") or 1)
-    return Place(node * nproc, nproc, 0, nodes * nproc, nodes, master, port)
 
 
 def _before_exec(parent: int) -> None:
@@ -249,15 +205,6 @@ class Node:
         return 1
 
 
-def rank_environment(place: Place, env: Mapping[str, str]) -> dict[str, str]:
-    """What all ranks of a node are given; what is set already stays."""
-    made = worker_env(place.count, env)
-    # gloo asks for the host's own name, which need not resolve on a compute node.
-    if interface := interface_towards(place.master):
-        made.setdefault("GLOO_SOCKET_IFNAME", interface)
-    return made
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launch.node", description=__doc__)
     parser.add_argument("config")
@@ -266,24 +213,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--master", metavar="ADDR:PORT")
     return parser.parse_args(argv)
-
-
-def place_of(given: argparse.Namespace, env: Mapping[str, str]) -> Place:
-    """From the options, else from SLURM. Raises ConfigError."""
-    options = (given.nodes, given.node_rank, given.nproc, given.master)
-    if all(option is None for option in options):
-        return slurm_place(env)
-    if any(option is None for option in options):
-        raise ConfigError(
-            "--nodes, --node-rank, --nproc, --master", "only some given", fix="give all"
-        )
-    address, _, port = given.master.rpartition(":")
-    if not address or not port.isdigit():
-        raise ConfigError(f"--master {given.master}", "no port", allowed="ADDRESS:PORT")
-    nproc, world = given.nproc, given.nodes * given.nproc
-    return Place(
-        given.node_rank * nproc, nproc, 0, world, given.nodes, address.strip("[]"), int(port)
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

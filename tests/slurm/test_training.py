@@ -1,6 +1,7 @@
 """Training under a real SLURM: whatever ends a job early, it comes back and ends where it would
 have ended anyway, to the bit."""
 
+import json
 import re
 import time
 
@@ -29,8 +30,10 @@ def undisturbed():
 def same_as_undisturbed(undisturbed, start, run: SlurmRun) -> None:
     if not undisturbed:
         alone = start("undisturbed")
-        alone.submit()
+        alone.submit(check=True)
         (attempt,) = alone.finish()
+        health = json.loads((alone.out / "logs" / "health.json").read_text())
+        assert health["bad_nodes"] == []
         assert attempt["kind"] == "finished"
         assert attempt["nodes"] == ["n1", "n2"]
         undisturbed |= {"weights": alone.weights(), "rows": computed(alone.out)}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from launch import attempts
-from launch.attempts import Failure, begin, decide, end, failures, read_attempts, record_failure
+from launch.attempts import begin, decide, end, read_attempts
+from launch.failures import Failure, failures, record_failure
 from ovtrain.schema.atomic import write_json
 
 JOB = {"SLURM_JOB_ID": "7", "OVTRAIN_NODES": "n1 n2 ", "SLURM_RESTART_COUNT": "2"}
@@ -101,9 +102,14 @@ def test_nodes_that_failed_twice_or_are_unhealthy_are_left_out(tmp_path):
     for path in (out / "logs").glob("failures/*"):
         path.unlink()
     begin(out, JOB)
-    write_json(out / "logs/health.json", {"bad_nodes": ["n5"]})
+    write_json(out / "logs/health.json", {"bad_nodes": ["n5"], "problems": ["rank 4: slow"]})
     assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2 n5"
-    assert [row["excluded"] for row in read_attempts(out)] == [[], [], ["n2"], ["n2", "n5"]]
+    assert read_attempts(out)[-1]["why"] == "rank 4: slow"
+    begin(out, JOB)
+    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2"  # a check that left no report
+    assert [row["excluded"] for row in read_attempts(out)] == [
+        *([], [], ["n2"], ["n2", "n5"], ["n2"]),
+    ]
 
 
 def test_a_start_that_left_no_row_gets_one(tmp_path):

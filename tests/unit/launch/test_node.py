@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from launch.attempts import Failure, failures, record_failure
-from launch.interfaces import interface_towards
-from launch.node import Place, place_of, rank_environment, slurm_place
+from launch.failures import Failure, failures, record_failure
 from launch.node import _parse as parse  # pyright: ignore[reportPrivateUsage]
+from launch.places import Place, interface_towards, place_of, rank_environment, slurm_place
 from ovtrain.schema.errors import ConfigError
 
 SUPERVISOR = """
 import os, sys
 from pathlib import Path
-from launch.node import Node, Place
+from launch.node import Node
+from launch.places import Place
 node = Node(Place(2, 3, 0, 6, 2, "127.0.0.1", 29500), Path(sys.argv[1]), sys.argv[3], sys.stdout)
 sys.exit(node.run([sys.executable, "-u", "-c", sys.argv[2]], os.environ))
 """
