@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 from launch.plan.cluster import Cluster, Request, cluster_of
 from launch.plan.estimate import Estimate, estimate
@@ -12,8 +13,6 @@ from launch.plan.memory import shown
 from launch.plan.step import Plan, SourcePlan, make_plan
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import head, loading, saving
-
-DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def memory_problem(
 ) -> str | None:
     """What a rank would hold beyond its device's memory, in a sentence with the keys that would
     make it fit; None where it fits. Raises ConfigError where the device is not known."""
-    per_node = min(gpus_per_node, world)
-    asked = Request(-(-world // per_node), per_node, device_name)
+    per_node = gcd(world, gpus_per_node)
+    asked = Request(world // per_node, per_node, device_name)
     cluster = cluster_of(asked)
     sources = make_plan(config, cluster.world).sources
     made = estimate(config, cluster, sources)
