@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 from launch.plan.cluster import Cluster, Request, cluster_of
 from launch.plan.estimate import Estimate, estimate
@@ -13,8 +14,6 @@ from launch.plan.step import Plan, make_plan
 from launch.run_folder import checkpoint_bytes
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import checkpoint, loading
-
-DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def memory_problem(
 ) -> str | None:
     """What a rank would hold beyond its device's memory, in a sentence with the keys that would
     make it fit; None where it fits. Raises ConfigError where the device is not known."""
-    per_node = min(gpus_per_node, world)
-    asked = Request(-(-world // per_node), per_node, device_name)
+    per_node = gcd(world, gpus_per_node)
+    asked = Request(world // per_node, per_node, device_name)
     cluster = cluster_of(asked)
     sources = make_plan(config, cluster.world).sources
     made = estimate(config, cluster, sources)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from launch.plan.estimate import Estimate
-from launch.plan.job import DAY, JobPlan
+from launch.plan.job import JobPlan
 from launch.plan.layouts import Choice
 from launch.plan.memory import shown
 from ovtrain.costs import links
@@ -61,6 +61,8 @@ def _memory(job: JobPlan) -> list[str]:
     kinds = [f"memory       {name}: {shown(n)}" for name, n in made.memory.items() if n]
     over = made.bytes - room
     said = "fits" if over <= 0 else f"does not fit, by {shown(over)}"
+    if unknown := job.plan.rank.unknown:
+        said += f"; without the heads of {', '.join(unknown)}, whose classes are not known"
     return [*kinds, f"memory       total: {shown(made.bytes)} of {shown(room)}: {said}"]
 
 
@@ -92,11 +94,17 @@ def _time(job: JobPlan) -> list[str]:
     return [
         f"step time    {1e3 * job.step_s:.1f} ms: {spent}",
         f"speed        {job.samples_per_s:,.0f} samples/s, MFU {job.mfu:.1%}",
-        f"duration     {job.seconds / DAY:.3g} days ({job.seconds * world / 3600:,.0f} "
+        f"duration     {_lasting(job.seconds)} ({job.seconds * world / 3600:,.0f} "
         f"device-hours) for {job.plan.steps:,} steps; at an MFU of "
         f"{job.cluster.tflops / job.cluster.peak:.0%} alone "
-        f"{job.flops / (world * job.cluster.tflops * 1e12) / DAY:.3g} days",
+        f"{_lasting(job.flops / (world * job.cluster.tflops * 1e12))}",
     ]
+
+
+def _lasting(seconds: float) -> str:
+    units = (("days", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
+    unit, size = next((u for u in units if seconds >= u[1]), ("ms", 1e-3))
+    return f"{seconds / size:.3g} {unit}"
 
 
 def _around(job: JobPlan) -> list[str]:
@@ -106,8 +114,8 @@ def _around(job: JobPlan) -> list[str]:
     return [
         f"loading      {sum(job.cores.values()):.1f} cores a node ({cores}); the config starts "
         f"{job.config.data.workers * job.cluster.links.per_node} workers there",
-        f"checkpoint   {shown(save.bytes)}, written in {save.write_s:.3g} s, every "
-        f"{every / 60:.3g} min; the loop waits {save.stall_s:.3g} s",
+        f"checkpoint   {shown(save.bytes)}, written in {_lasting(save.write_s)}, every "
+        f"{_lasting(every)}; the loop waits {_lasting(save.stall_s)}",
         *(
             ["checkpoint   the next is due before one is written: raise run.checkpoint_every"]
             if save.write_s > every

@@ -34,7 +34,9 @@ def test_whoever_calls_is_counted(group: dist.ProcessGroup):
     with Traffic() as counted:
         dist.broadcast(torch.ones(3), src=0, group=group)
         dist.all_gather([torch.empty(2)], torch.ones(2), group=group)
-        dist.all_reduce(torch.ones(1), group=group, async_op=True).wait()
+        work = dist.all_reduce(torch.ones(1), group=group, async_op=True)
+        assert work is not None
+        work.wait()
         dist.barrier(group)
     assert counted.bytes == {"broadcast": 12, "all_gather": 8, "all_reduce": 4}
 

@@ -147,6 +147,13 @@ def test_faster_layouts_that_are_not_built_are_never_recommended():
     assert job_lines(job)[-1].startswith("recommended  none fits")
 
 
+def test_heads_of_unknown_classes_are_said_to_be_left_out():
+    job = planned("debug-stage2", "cpu", nodes=1, per_node=2)
+    (total,) = (line for line in job_lines(job) if line.startswith("memory       total"))
+    assert total.endswith("fits; without the heads of video, image, whose classes are not known")
+    assert "head rows" not in " ".join(job_lines(job))
+
+
 def test_less_memory_takes_smaller_micro_batches_then_recomputes():
     wide, narrow = (planned(STAGE_TWO, memory_gb=m).recommended for m in (141, 12))
     assert wide is not None
@@ -249,7 +256,7 @@ GOLDEN = [
         "loading      4.9 cores a node (video 3.7, image 0.8, document 0.4); the config starts "
         "96 workers there"
     ),
-    "checkpoint   37.8 GB, written in 0.472 s, every 82 min; the loop waits 0.0246 s",
+    "checkpoint   37.8 GB, written in 472 ms, every 1.37 h; the loop waits 24.6 ms",
     "recommended  run.zero_stage=1 run.micro_batch=48 model.recompute=0 (4919.2 ms a step)",
 ]
 
