@@ -234,3 +234,12 @@ def test_the_clustering_script_runs_ranks_or_an_array_of_the_feature_pass(tmp_pa
         f"{call} --master-addr 10.0.0.1 --master-port 20012 -m clustering.run in --out out "
         "--config cluster/video workers=2 top=5"
     )
+
+
+def test_launching_here_is_training(capsys):
+    words = ["pretrain/debug-stage1", "--nproc", "2", "--dry-run", "--allow-missing-data"]
+    assert cli.run(["train", *words]) == 0
+    trained = capsys.readouterr().out
+    assert cli.run(["launch", "local", *words]) == 0
+    assert capsys.readouterr().out == trained
+    assert "100 steps of 16 samples on 2 ranks" in trained
