@@ -84,7 +84,9 @@ def test_a_refused_call_takes_those_before_it_back(chain, tmp_path, monkeypatch,
 
 def test_all_problems_of_all_jobs_are_told_at_once(chain, capsys):
     text = chain.read_text()
-    text = text.replace("tasks: 3", "tasks: 3, set: [clusters=0]").replace("run.out", "run.outt")
+    text = text.replace("tasks: 3", "tasks: 3\n    set: [clusters=0]").replace(
+        "run.out", "run.outt"
+    )
     chain.write_text(text.replace("source: media", "source: nowhere"))
     assert cli.run(["launch", "slurm", str(chain)]) == 2
     error = capsys.readouterr().err

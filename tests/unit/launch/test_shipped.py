@@ -146,7 +146,7 @@ SETUPS = {
 def test_sbatch_arguments(site, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", f"site/{site}"]
-    assert cli.run([*call, "--dry-run"]) == 0
+    assert cli.run([*call, "run.micro_batch=64", "--dry-run"]) == 0
     told = capsys.readouterr()
     command = shlex.split(told.out)
     shared = [
@@ -162,11 +162,19 @@ def test_sbatch_arguments(site, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_does_not_fit_the_sites_gpus_is_refused(capsys):
+    call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", "site/example"]
+    assert cli.run([*call, "--dry-run"]) == 2  # 16,384 samples on 16 GPUs
+    error = capsys.readouterr().err
+    assert "h100 has 80 GB" in error
+    assert "run.micro_batch=" in error
+
+
 def test_options_win_over_the_site(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call = ["launch", "slurm", "pretrain/vitl14-stage1-224px", "--site", "site/example"]
     options = ["--nodes", "16", "--gpus-per-node", "4", "--partition", "big", "--time", "48:00:00"]
-    assert cli.run([*call, *options, "--dry-run"]) == 0
+    assert cli.run([*call, *options, "run.micro_batch=64", "--dry-run"]) == 0
     command = shlex.split(capsys.readouterr().out)
     given = {"--nodes=16", "--gpus-per-node=4", "--partition=big", "--time=48:00:00"}
     assert given < set(command)

@@ -7,6 +7,7 @@ played by a stand-in.
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -25,6 +26,16 @@ from ovtrain.schema.errors import ConfigError
 from tests.helpers.training import metrics
 
 
+def rows_when_written(files: Sequence[Path], count: int) -> list[dict[str, Any]]:
+    """Rows of run files once they hold ``count``: wandb's own process writes them, and may still do
+    so after the run has ended."""
+    ends = time.monotonic() + 20
+    while len(rows := [row for path in files for row in read_history(path)]) < count:
+        assert time.monotonic() < ends, [row["_step"] for row in rows]
+        time.sleep(0.1)
+    return rows
+
+
 def test_offline_files_hold_each_step_once_under_one_id(killed_run: Path):
     from wandb.proto import wandb_internal_pb2 as messages
 
@@ -33,7 +44,7 @@ def test_offline_files_hold_each_step_once_under_one_id(killed_run: Path):
     files = sorted((killed_run / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 3
     assert {path.stem for path in files} == {f"run-{run_id(killed_run)}"}
-    rows = [row for path in files for row in read_history(path)]
+    rows = rows_when_written(files, 14)
     assert [row["_step"] for row in rows] == list(range(1, 15))
     by_step = {row["step"]: row for row in metrics(killed_run)}
     for row in rows:
@@ -159,6 +170,7 @@ def test_what_a_torn_file_holds_is_not_sent_again(tmp_path: Path):
     metrics_file.close()
     first.close()
     (torn,) = (tmp_path / "wandb").glob("*run-*/*.wandb")
+    assert len(rows_when_written([torn], 200)) == 200
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     kept = steps_in(tmp_path / "wandb")
     assert kept == set(range(1, len(kept) + 1))
@@ -166,4 +178,5 @@ def test_what_a_torn_file_holds_is_not_sent_again(tmp_path: Path):
     time.sleep(1.1)  # wandb names its folders by the second
     WandbSink(tmp_path, {}, WandbPlace("offline")).close()
     (again,) = set((tmp_path / "wandb").glob("*run-*/*.wandb")) - {torn}
-    assert [row["_step"] for row in read_history(again)] == list(range(len(kept) + 1, 201))
+    lost = list(range(len(kept) + 1, 201))
+    assert [row["_step"] for row in rows_when_written([again], len(lost))] == lost
