@@ -5,11 +5,13 @@
 
 ``{run.out}/logs/attempts.jsonl`` holds one object per start that has ended: attempt (0, 1, ...),
 job, nodes, began, ended (s since the epoch), status, kind (finished, saved after a signal, stopped
-by one before it could save, failed, input_error, unhealthy), why, rank and node (of the failure;
-null and "" without one), step (of the newest checkpoint), excluded (nodes). ``attempt.json`` is the
-start under way: one that left no row ended without a word, as where a node loses its power.
+by one before it could save, lost, failed, input_error, unhealthy), why, rank and node (of the
+failure; null and "" without one), step (of the newest checkpoint), excluded (nodes).
+``attempt-JOB.json`` is the start of a job that is under way: one that left no row was lost, as
+where a node loses its power.
 
-``end`` prints what the script shall do: ``end STATUS`` or ``requeue`` and nodes to leave out.
+``end`` prints what the script shall do: ``end STATUS`` or ``requeue`` and nodes to leave out. So
+does ``begin`` where the job shall not start again; else it prints nothing.
 """
 
 from __future__ import annotations
@@ -18,26 +20,30 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch.failures import Failure, failures
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.atomic import write_json
 from ovtrain.schema.errors import exit_status
+from ovtrain.schema.metrics import Row, read_lines
 from ovtrain.schema.status import REQUEUE, UNHEALTHY
 
+STOPPED, FAILED = ("saved", "stopped", "lost"), ("failed", "unhealthy")
 CANCELLED = ("CANCELLED", "DEADLINE")
 """States of a job that its owner, or his limits, want to be over."""
+STOPS = 20
+"""So many stops in a row without a newer checkpoint, and a job does not start again: its time is
+up, or it is preempted, before it gets anywhere."""
 FAULTS_OF_A_NODE = 2
 """So many failures on a node in this job, and it is left out."""
-Row = dict[str, Any]
 
 
 def _health_report(out: Path) -> Path:
@@ -46,10 +52,16 @@ def _health_report(out: Path) -> Path:
 
 def read_attempts(out: Path) -> list[Row]:
     """Rows of ``attempts.jsonl``, oldest first."""
-    path = out / "logs" / "attempts.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return list(read_lines(out / "logs" / "attempts.jsonl"))
+
+
+def _rows_of(out: Path, job: str) -> list[Row]:
+    """Of one job: what became of others says nothing of its nodes and restarts."""
+    return [row for row in read_attempts(out) if row["job"] == job]
+
+
+def _current(out: Path, env: Mapping[str, str]) -> Path:
+    return out / "logs" / f"attempt-{env.get('SLURM_JOB_ID', 'job')}.json"
 
 
 def newest_step(out: Path) -> int:
@@ -64,49 +76,61 @@ def attempt_name(env: Mapping[str, str]) -> str:
     return f"{env.get('SLURM_JOB_ID', 'job')}.{env.get('SLURM_RESTART_COUNT', '0')}"
 
 
-def begin(out: Path, env: Mapping[str, str]) -> None:
-    """Note a start; a row for an earlier one that did not end."""
-    current = out / "logs" / "attempt.json"
+def begin(out: Path, env: Mapping[str, str]) -> Decision | None:
+    """Note a start, with a row for an earlier one of this job that was lost; the decision where it
+    has been lost too often."""
+    current = _current(out, env)
     if current.is_file():
         why = "ended without a word: its node was lost, or SLURM killed and requeued it"
-        _append(out, json.loads(current.read_text()), 1, "failed", why)
+        _append(out, json.loads(current.read_text()), 1, "lost", why)
+        current.unlink()
+        decision = decide(_rows_of(out, env.get("SLURM_JOB_ID", "")), restarts=0)
+        if decision.status is not None:
+            return decision
     _health_report(out).unlink(missing_ok=True)  # an earlier start's
-    write_json(
-        current,
-        {
-            "attempt": len(read_attempts(out)),
-            "job": env.get("SLURM_JOB_ID", ""),
-            "nodes": env.get("OVTRAIN_NODES", "").split(),
-            "began": time.time(),
-        },
-    )
+    write_json(current, _about(out, env))
+    return None
+
+
+def _about(out: Path, env: Mapping[str, str]) -> Row:
+    return {
+        "attempt": len(read_attempts(out)),
+        "job": env.get("SLURM_JOB_ID", ""),
+        "nodes": env.get("OVTRAIN_NODES", "").split(),
+        "began": time.time(),
+    }
 
 
 def end(out: Path, status: int, state: str, restarts: int, env: Mapping[str, str]) -> Decision:
     """Write the row of the start under way and decide. ``status``: of its step; ``state``: the
     job's, as SLURM tells it (a job that was cancelled does not come back)."""
-    current = out / "logs" / "attempt.json"
-    about = json.loads(current.read_text())
+    current = _current(out, env)
+    about = json.loads(current.read_text()) if current.is_file() else _about(out, env)
     found = failures(out, attempt_name(env))
     first = found[0] if found else None
     kind, why = _kind(status, first, state)
     unhealthy: list[str] = []
     if kind == "unhealthy":
         unhealthy, problems = _health(out)
-        why = problems or why
-    rows = [*read_attempts(out), {"kind": kind, "step": newest_step(out), "node": ""}]
+        why, first = problems or why, None
+    earlier = _rows_of(out, about["job"])
+    rows = [*earlier, {"kind": kind, "step": newest_step(out), "node": first.node if first else ""}]
     if first:
-        rows[-1]["node"] = first.node
         print("\n".join(first.lines()), file=sys.stderr, flush=True)
-    excluded = sorted({*unhealthy, *_faulty_nodes(rows)})
+    before = [node for row in earlier for node in row["excluded"]]
+    excluded = sorted({*before, *unhealthy, *_faulty_nodes(rows)})
     decision = decide(rows, restarts, excluded, cancelled=state in CANCELLED)
     _append(out, about, status, kind, why, first, excluded)
-    current.unlink()
+    current.unlink(missing_ok=True)
     return decision
 
 
 def _kind(status: int, first: Failure | None, state: str) -> tuple[str, str]:
     """What became of a start, and why."""
+    if status == UNHEALTHY:
+        return "unhealthy", "the check before training found bad nodes"
+    if first is None and status - 128 in (signal.SIGTERM, signal.SIGUSR1):
+        return "stopped", "stopped by a signal before its ranks had started"
     if first is not None:
         stopped = "stopped by a signal, unsaved: " if first.kind == "stopped" else ""
         return first.kind, f"{stopped}rank {first.rank} on {first.node}: {first.why}"
@@ -116,8 +140,6 @@ def _kind(status: int, first: Failure | None, state: str) -> tuple[str, str]:
         return "saved", "saved after a signal" + (f" ({state})" if state != "RUNNING" else "")
     if status == 2:
         return "input_error", "an error of the input"
-    if status == UNHEALTHY:
-        return "unhealthy", "the check before training found bad nodes"
     return "failed", f"the step ended with status {status}" + (f" ({state})" if state else "")
 
 
@@ -157,9 +179,10 @@ def decide(
 ) -> Decision:
     """What to do after ``rows``, the last of which has just ended.
 
-    A run that a signal stopped goes on. One that failed goes on from its newest checkpoint, at most
-    ``restarts`` times in a row without a newer one. An error of the input does not go on, nor does
-    a job that was cancelled.
+    A run that a signal stopped, or that was lost, goes on; ``STOPS`` times in a row without a newer
+    checkpoint at most. One that failed goes on from its newest checkpoint, at most ``restarts``
+    times in a row without a newer one. An error of the input does not go on, nor does a job that
+    was cancelled.
     """
     last = rows[-1]
     if last["kind"] == "finished":
@@ -168,15 +191,15 @@ def decide(
         return Decision(2)
     if cancelled:
         return Decision(REQUEUE if last["kind"] == "saved" else 1, why="the job was cancelled")
-    if last["kind"] in ("saved", "stopped"):
-        return Decision(None, tuple(excluded))
+    alike, bound = (STOPPED, STOPS) if last["kind"] in STOPPED else (FAILED, restarts)
     stuck = 0
     for row in reversed(rows):
-        if row["kind"] not in ("failed", "unhealthy") or row["step"] != last["step"]:
+        if row["kind"] not in alike or row["step"] != last["step"]:
             break
         stuck += 1
-    if stuck > restarts:
-        return Decision(1, why=f"failed {stuck} times in a row without a newer checkpoint")
+    if stuck > bound:
+        told = "ended early" if alike is STOPPED else "failed"
+        return Decision(1, why=f"{told} {stuck} times in a row without a newer checkpoint")
     return Decision(None, tuple(excluded))
 
 
@@ -200,8 +223,11 @@ def _append(
         "step": newest_step(out),
         "excluded": list(excluded),
     }
-    with open(out / "logs" / "attempts.jsonl", "a") as handle:
-        handle.write(json.dumps(row) + "\n")
+    path = out / "logs" / "attempts.jsonl"
+    raw = path.read_bytes() if path.is_file() else b""
+    torn = bool(raw) and not raw.endswith(b"\n")
+    with open(path, "a") as handle:
+        handle.write("\n" * torn + json.dumps(row) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,9 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         out = Path(load(TrainConfig, given.config).run.out)
         if given.what == "begin":
-            begin(out, os.environ)
-            return
-        decision = end(out, given.status, given.state, given.restarts, os.environ)
+            decision = begin(out, os.environ)
+            if decision is None:
+                return
+        else:
+            decision = end(out, given.status, given.state, given.restarts, os.environ)
         if decision.why:
             print(f"not started again: {decision.why}", file=sys.stderr, flush=True)
         print(decision)

@@ -49,12 +49,13 @@ class Failure:
         if status == REQUEUE:
             why = f"a step hung; where its threads stood is in logs/stacks-{rank:05d}.txt"
         elif status < 0:
-            why = f"killed by signal {-status} ({signal.Signals(-status).name})"
+            why = f"killed by signal {-status} ({_signal_name(-status)})"
         elif errors:
             why = errors[-1]
         else:
             lines = [line for line in text if line.strip()]
-            why = lines[-1].strip() if starts and lines else f"ended with status {status}"
+            told = bool(lines) and (bool(starts) or status == 1)
+            why = lines[-1].strip() if told else f"ended with status {status}"
         kind = "input_error" if status == 2 else "failed"
         return cls(rank, node, status, kind, why, time.time(), text)
 
@@ -72,6 +73,13 @@ class Failure:
 
 def _failures_folder(out: Path) -> Path:
     return out / "logs" / "failures"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return signal.strsignal(number) or "unknown"
 
 
 def record_failure(out: Path, attempt: str, failure: Failure) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.preflight import Findings, preflight
-from launch.sbatch import Job, gpu_options, shared_options
+from launch.sbatch import Job, changed_site, gpu_options, log_pattern, shared_options
 from ovtrain.config.cluster import ClusterConfig
-from ovtrain.config.load import checked, find_config, load, overlay, to_yaml
+from ovtrain.config.load import find_config, load, to_yaml
 from ovtrain.config.pipeline import JobConfig
 from ovtrain.config.prepare import PrepareConfig
 from ovtrain.config.probe import ProbeConfig
@@ -45,8 +45,7 @@ def jobs_of(
 ) -> tuple[list[Job], Findings]:
     """A pipeline's job as sbatch calls, the last of which is called ``name``, and what is wrong
     with it. ``after``: names of the calls that it waits for. Raises ConfigError."""
-    site = overlay(site, job.site, f"jobs.{name}.site")
-    checked(f"jobs.{name}.site", site)
+    site = changed_site(site, job.site, f"jobs.{name}.site")
     make = {"prepare": _prepare, "cluster": _cluster, "train": _train, "probe": _probe}
     return make[job.run](name, job, site, after)
 
@@ -122,4 +121,4 @@ def _cluster(
 
 
 def _array(tasks: int, out: Path) -> dict[str, str]:
-    return {"array": f"0-{tasks - 1}", "output": str(out / "logs" / "slurm-%A-%a.out")}
+    return {"array": f"0-{tasks - 1}", "output": log_pattern(out, "%A-%a")}

@@ -45,11 +45,11 @@ from ovtrain.schema.isolated import die_with
 from ovtrain.schema.status import REQUEUE, UNHEALTHY
 
 POLITE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-KEPT_LINES = 60
+KEPT_LINES = 200
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")
 """How the lines of ``observability.logger`` begin."""
-VERDICT_S = 20.0
-"""For the other ranks of a node, once one has ended a check."""
+VERDICT_S, CHECK_S = 20.0, 300.0
+"""For the other ranks of a node once one has ended a check, and for a whole check."""
 LOOK_S = 0.5
 """Between two looks for failures of other nodes."""
 
@@ -118,10 +118,14 @@ class Node:
         self.ranks: list[Rank] = []
         self._quiet = False
         self._asked = False
+        self._check = False
         self._deadline = float("inf")
 
-    def run(self, command: Sequence[str], env: Mapping[str, str]) -> int:
-        """Start all ranks, wait for them all; the exit status of the module's docstring."""
+    def run(self, command: Sequence[str], env: Mapping[str, str], *, check: bool = False) -> int:
+        """Start all ranks, wait for them all; the exit status of the module's docstring. A
+        ``check`` ends with its verdict whatever hangs."""
+        self._check = check
+        self._deadline = time.monotonic() + CHECK_S if check else float("inf")
         logs = self.out / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         for number in POLITE:
@@ -166,7 +170,7 @@ class Node:
                 rank, ended = self.ended.get(timeout=LOOK_S)
             except Empty:
                 if time.monotonic() > self._deadline:
-                    return UNHEALTHY if status == UNHEALTHY else self._too_late()
+                    return UNHEALTHY if self._check else self._too_late()
                 if self._failed_elsewhere():
                     self._quiet = True
                     return 1
@@ -226,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             command = module_command("ovtrain.train", given.config)
         node = Node(place, out, os.environ.get("OVTRAIN_ATTEMPT", ""), sys.stdout)
-        return node.run(command, rank_environment(place, os.environ))
+        return node.run(command, rank_environment(place, os.environ), check=given.check)
 
     return exit_status(work)
 

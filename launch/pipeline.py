@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from launch.jobs import jobs_of
 from launch.preflight import Findings
-from launch.sbatch import Job, show, submit
+from launch.sbatch import Job, folder_problems, show, submit
 from ovtrain.config.load import checked, find_config, load
 from ovtrain.config.pipeline import PipelineConfig
 from ovtrain.config.site import SiteConfig
@@ -57,6 +57,7 @@ def plan_jobs(pipeline: PipelineConfig, site: SiteConfig) -> tuple[list[Job], Fi
         found.config += [f"jobs.{name}: {text}" for text in own.config]
         if not job.after:
             found.data += [f"jobs.{name}: {text}" for text in own.data]
+    found.data += folder_problems(calls)
     return calls, found
 
 

@@ -87,7 +87,8 @@ def rank_environment(place: Place, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def interface_towards(host: str) -> str:
-    """Its name, "" where the system does not tell (or ``host`` has no IPv4 address)."""
+    """Its name, "" where the system does not tell, ``host`` has no IPv4 address, or this host calls
+    itself by a loopback address, by which no other one can reach it."""
     if not sys.platform.startswith("linux"):
         return ""
     try:
@@ -95,6 +96,8 @@ def interface_towards(host: str) -> str:
             probe.connect((host, 9))  # sends nothing: it only chooses a route
             own = probe.getsockname()[0]
     except OSError:
+        return ""
+    if own.startswith("127.") and not host.startswith("127."):
         return ""
     named = [name for _, name in socket.if_nameindex() if _address(name) == own]
     return named[0] if named else ""

@@ -22,21 +22,22 @@ GIB = 2**30
 def place_problems(config: TrainConfig) -> list[str]:
     """Folders that cannot be written to, or that another process trains in."""
     out = Path(config.run.out)
-    found = _unwritable("run.out", out)
+    found = unwritable("run.out", out)
     if not found:
         for name in ("logs", "checkpoints"):
-            found += _unwritable("run.out", out / name)
+            found += unwritable("run.out", out / name)
     if not found and (who := holder(out)):
         found.append(
             f"run.out={out}: another process trains here ({who}); wait for it, stop it, or choose "
             "another run.out"
         )
     if config.data.cache_dir:
-        found += _unwritable("data.cache_dir", Path(config.data.cache_dir))
+        found += unwritable("data.cache_dir", Path(config.data.cache_dir))
     return found
 
 
-def _unwritable(key: str, folder: Path) -> list[str]:
+def unwritable(key: str, folder: Path) -> list[str]:
+    """Whether a folder cannot be written to, in a sentence that begins with its ``key``."""
     there = nearest(folder)
     if not there.is_dir():
         return [f"{key}: {there} is a file, a folder has to be made here; move it, or change {key}"]

@@ -2,22 +2,27 @@
 partition, limit, where logs go.
 
 A site's variables and setup lines go into ``logs/setup.sh`` of the job's folder, which the job
-sources on every node (values with commas would not survive ``--export``).
+sources on every node. OVTRAIN_SETUP names it in sbatch's own environment, which ``--export=ALL``
+passes on: a value with a comma would not survive ``--export``.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import click
+import yaml
 
-from ovtrain.config.load import checked, data_folder, find_config, load
+from launch.run_folder import unwritable
+from ovtrain.config.load import checked, data_folder, find_config, overlay
 from ovtrain.config.site import SiteConfig
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import ConfigError, OvtrainError
@@ -40,10 +45,15 @@ class Job:
     writes: Mapping[Path, str] = field(default_factory=dict[Path, str])
     after: tuple[str, ...] = ()
 
+    @property
+    def setup(self) -> Path:
+        """The shell file that its nodes source first."""
+        return self.out / SETUP
+
     def call(self, ids: Sequence[str] = ()) -> list[str]:
         """The whole call, first word ``sbatch``; ``ids``: of the jobs that it waits for."""
         waits = {"dependency": f"afterok:{':'.join(ids)}"} if ids else {}
-        options = {**self.options, **waits, "export": f"ALL,OVTRAIN_SETUP={self.out / SETUP}"}
+        options = {**self.options, **waits, "export": "ALL"}
         flags = [
             f"--{key}={value}" if value != "yes" else f"--{key}"
             for key, value in options.items()
@@ -56,11 +66,37 @@ class Job:
 
 
 def load_site(name: str | None, **given: str | int | None) -> SiteConfig:
-    """A site's values, with those ``given`` (not None) in their place. Raises ConfigError."""
-    site = load(SiteConfig, find_config(name) if name else None)
+    """A site's values, with those ``given`` (not None) in their place. ``$`` in it is the shell's.
+    Raises ConfigError."""
+    values: object = {}
+    if name:
+        path = find_config(name)
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(str(path), "is not YAML", fix=" ".join(str(error).split())) from error
+    site = overlay(SiteConfig(), _literal(values), name or "site")
     site = replace(site, **{key: value for key, value in given.items() if value is not None})
     checked(name or "command line", site)
     return site
+
+
+def changed_site(site: SiteConfig, changes: Mapping[str, object], where: str) -> SiteConfig:
+    """Raises ConfigError."""
+    made = overlay(SiteConfig(), _literal({**asdict(site), **changes}), where)
+    checked(where, made)
+    return made
+
+
+def _literal(value: object) -> object:
+    """Without what OmegaConf would take for a reference to another key."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: _literal(entry) for key, entry in cast(Mapping[object, object], value).items()}
+    if isinstance(value, list):
+        return [_literal(entry) for entry in cast(list[object], value)]
+    return value
 
 
 def setup_lines(site: SiteConfig) -> str:
@@ -73,9 +109,9 @@ def setup_lines(site: SiteConfig) -> str:
         "OVTRAIN_RESTARTS": str(site.restarts),
         "OVTRAIN_CHECK": "" if site.check else "0",
         "OVTRAIN_NPROC": "" if site.gpus_per_node else str(site.ranks_per_node),
-        **site.env,
     }
-    exports = [f"export {key}={shlex.quote(str(value))}" for key, value in given.items() if value]
+    given = {key: value for key, value in given.items() if value} | site.env
+    exports = [f"export {key}={shlex.quote(str(value))}" for key, value in given.items()]
     return "\n".join([*exports, *([site.setup.rstrip()] if site.setup else [])]) + "\n"
 
 
@@ -90,8 +126,13 @@ def shared_options(site: SiteConfig, name: str, out: Path, *, cpu: bool = False)
         "reservation": site.reservation,
         "exclude": site.exclude,
         "time": site.cpu_time if cpu else site.time,
-        "output": str(out / "logs" / "slurm-%j.out"),
+        "output": log_pattern(out, "%j"),
     }
+
+
+def log_pattern(out: Path, name: str) -> str:
+    """Of a job's log below ``out``; % has a meaning there."""
+    return str(out / "logs").replace("%", "%%") + f"/slurm-{name}.out"
 
 
 def gpu_options(site: SiteConfig, nodes: int, gpus_per_node: int) -> dict[str, str]:
@@ -114,12 +155,17 @@ def submit(jobs: Sequence[Job]) -> dict[str, str]:
     taken back. Raises OvtrainError."""
     if shutil.which("sbatch") is None:
         raise ConfigError("sbatch", "no such command here", fix="run this on a SLURM login node")
-    ids: dict[str, str] = {}
     for job in jobs:
         _prepare(job)
+    ids: dict[str, str] = {}
+    for job in jobs:
         call = job.call([ids[name] for name in job.after])
         done = subprocess.run(
-            [call[0], "--parsable", *call[1:]], capture_output=True, text=True, check=False
+            [call[0], "--parsable", *call[1:]],
+            env=os.environ | {"OVTRAIN_SETUP": str(job.setup)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             if ids:
@@ -132,25 +178,42 @@ def submit(jobs: Sequence[Job]) -> dict[str, str]:
     return ids
 
 
+def folder_problems(jobs: Sequence[Job]) -> list[str]:
+    """Folders that cannot be written to, or that two sites' jobs would share."""
+    found: list[str] = []
+    setups: dict[Path, Job] = {}
+    for job in jobs:
+        other = setups.setdefault(job.out, job)
+        if other is job:
+            found += unwritable(f"job {job.name}", job.out)
+        elif setup_lines(other.site) != setup_lines(job.site):
+            found.append(
+                f"jobs {other.name} and {job.name}: other sites, one folder {job.out}; give each "
+                "its own"
+            )
+    return found
+
+
 def show(jobs: Sequence[Job]) -> None:
     """Print what ``submit`` would do."""
     for job in jobs:
-        click.echo(shlex.join(job.call([f"<{name}>" for name in job.after])))
+        call = shlex.join(job.call([f"<{name}>" for name in job.after]))
+        click.echo(f"OVTRAIN_SETUP={shlex.quote(str(job.setup))} {call}")
     told: dict[str, list[str]] = {}
     for job in jobs:
         files = told.setdefault(setup_lines(job.site).rstrip(), [])
-        files += [path for path in [str(job.out / SETUP)] if path not in files]
+        files += [path for path in [str(job.setup)] if path not in files]
     for lines, files in told.items():
         click.echo(f"# {', '.join(files)}\n{lines}", err=True)
 
 
 def _log(job: Job, number: str) -> str:
     pattern = job.options["output"]
-    return pattern.replace("%j", number).replace("%A", number).replace("%a", "*")
+    return pattern.replace("%%", "%").replace("%j", number).replace("%A", number).replace("%a", "*")
 
 
 def _prepare(job: Job) -> None:
     (job.out / "logs").mkdir(parents=True, exist_ok=True)
-    for path, text in {**job.writes, job.out / SETUP: setup_lines(job.site)}.items():
+    for path, text in {**job.writes, job.setup: setup_lines(job.site)}.items():
         with atomic_open(path, "w") as handle:
             handle.write(text)

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 
 from ovtrain.config.rules import NOT_NEGATIVE, POSITIVE, broken, not_among
+
+UNLIMITED = ("", "INFINITE", "UNLIMITED")
+LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+
+
+def limit_s(text: str) -> float | None:
+    """Seconds of a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds,
+    days-hours[:minutes[:seconds]]; "" and UNLIMITED: infinity. None where it is none of these."""
+    if text.upper() in UNLIMITED:
+        return math.inf
+    found = LIMIT.fullmatch(text)
+    if found is None:
+        return None
+    parts = [int(part) for part in found["rest"].split(":")]
+    if found["days"]:
+        units = (3600, 60, 1)
+    else:
+        units = (3600, 60, 1) if len(parts) == 3 else (60, 1)
+    return 86_400 * int(found["days"] or 0) + sum(a * b for a, b in zip(parts, units, strict=False))
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,14 @@ class SiteConfig:
             POSITIVE: ("nodes", "ranks_per_node", "cpus_per_gpu", "warn_s", "cpu_cores"),
             NOT_NEGATIVE: ("gpus_per_node", "restarts"),
         }
+        seconds = limit_s(self.time)
         found = broken(self, "", rules) + not_among(self, "", {"task_per": ("node", "gpu")})
+        if seconds is None:
+            found.append(f"time={self.time}; allowed: minutes, h:m:s, days-hours, ...")
+        elif 2 * self.warn_s > seconds:
+            found.append(
+                f"warn_s={self.warn_s} of time={self.time}, {seconds} s: hardly any time to "
+                f"train is left before the warning; allowed: up to {seconds // 2}"
+            )
         names = [name for name in self.env if not name.isidentifier()]
         return found + [f"env has {name!r}; allowed: names of variables" for name in names]

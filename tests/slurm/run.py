@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from launch import cli
 from launch.attempts import read_attempts
-from ovtrain.config.load import to_yaml
+from ovtrain.config.load import data_folder, to_yaml
 from ovtrain.config.site import SiteConfig
 from tests.helpers.training import typed_config
 from tests.slurm.lab import ENDED, Lab
@@ -41,6 +42,15 @@ class SlurmRun:
         path.write_text(OmegaConf.to_yaml(OmegaConf.structured(SiteConfig(**values))))
         assert cli.run(["launch", "slurm", str(self.config), "--site", str(path)]) == 0
         (self.job,) = re.findall(r"^job (\d+) ", self.capsys.readouterr().out, re.MULTILINE)
+        return self.job
+
+    def submit_by_hand(self) -> str:
+        """The script itself, without a site."""
+        variables = {"OVTRAIN_PYTHON": sys.executable, "OVTRAIN_NPROC": "2", "OVTRAIN_CHECK": "0"}
+        log = f"--output={self.out}/logs/slurm-%j.out"
+        script = str(data_folder("slurm") / "pretrain.sbatch")
+        words = ("--nodes=2", log, script, str(self.config))
+        self.job = self.lab.submit(*words, OMP_NUM_THREADS="1", **variables)
         return self.job
 
     @property

@@ -109,11 +109,12 @@ def test_a_job_on_a_draining_node_trains_on_and_comes_back_on_others(start, undi
 
 
 def test_a_job_is_warned_before_its_limit_and_comes_back(start):
-    run = start("limited", steps=400, checkpoint_every=1000)
+    run = start("limited", steps=20_000, checkpoint_every=100_000, log_every=100)
     job = run.submit(time="00:02:00", warn_s=30)
     run.wait_for("next: requeue", 120)
+    run.lab.wait_for(lambda: run.lab.job(job)["Restarts"] == "1", 30, "the job to come back")
     run.lab.call("scancel", job)
-    run.lab.wait_end(job, 30)
+    run.lab.wait_end(job, 60)
     assert re.search(r"saved .*/checkpoints/step-", run.log)
     assert "DUE TO TIME LIMIT" not in run.log
 
@@ -128,14 +129,13 @@ def test_a_cancelled_job_does_not_come_back(start):
     assert run.lab.state(job) == "CANCELLED"
 
 
-def test_an_error_of_the_input_ends_a_job_at_once(start, setup_folder):
-    run = start("wrong")
-    run.config.write_text(run.config.read_text().replace("steps: 60", "steps: 61"))
-    other = start("wrong")  # the same folder, another config
-    other.submit()
-    other.finish()
-    run.config.write_text(run.config.read_text().replace("steps: 60", "steps: 61"))
-    job = run.submit()
+def test_an_error_of_the_input_ends_a_job_that_was_submitted_by_hand(start):
+    run = start("wrong", steps=2)
+    run.submit()
+    run.finish()
+    run.config.write_text(run.config.read_text().replace("steps: 2", "steps: 3"))
+    job = run.submit_by_hand()
     assert run.lab.wait_end(job, 60) == "FAILED"
-    assert "belongs to another config" in run.log
+    assert "this run directory belongs to another config: run.steps=3 (was 2)" in run.log
     assert "next: end 2" in run.log
+    assert run.lab.job(job)["ExitCode"] == "2:0"

@@ -1,6 +1,7 @@
 """Whether a job starts once more, and what is kept of each of its starts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def rows(*kinds: str, steps: list[int] | None = None) -> list[dict[str, object]]
         (rows("finished"), "end 0"),
         (rows("saved"), "requeue"),
         (rows("stopped"), "requeue"),
-        (rows(*["stopped"] * 9), "requeue"),
+        (rows(*["stopped"] * 20), "requeue"),
+        (rows(*["saved"] * 21), "end 1"),
+        (rows(*["saved"] * 21, steps=[*[5] * 20, 6]), "requeue"),
         (rows("input_error"), "end 2"),
         (rows("failed"), "requeue"),
         (rows("failed", "unhealthy"), "requeue"),
@@ -70,7 +73,7 @@ def test_the_first_failure_is_told_not_what_came_of_it(tmp_path, capsys):
         "n2",
         ["n1", "n2"],
     )
-    assert not (out / "logs/attempt.json").exists()
+    assert not list((out / "logs").glob("attempt-*"))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,8 @@ def test_the_first_failure_is_told_not_what_came_of_it(tmp_path, capsys):
         (75, [], "failed", "a step hung; where its threads stood is in logs/stacks-00004.txt"),
         (2, ["error: run.steps=0: wrong"], "input_error", "run.steps=0: wrong"),
         (3, ["bye"], "failed", "ended with status 3"),
+        (1, ["  deep in it", "KeyError: 'a'"], "failed", "KeyError: 'a'"),
+        (-40, [], "failed", "killed by signal 40 (Real-time signal 6)"),
     ],
 )
 def test_why_a_rank_ended(status, lines, kind, why):
@@ -106,9 +111,10 @@ def test_nodes_that_failed_twice_or_are_unhealthy_are_left_out(tmp_path):
     assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2 n5"
     assert read_attempts(out)[-1]["why"] == "rank 4: slow"
     begin(out, JOB)
-    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2"  # a check that left no report
+    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2 n5"  # a check that left no report
+    assert read_attempts(out)[-1]["why"] == "the check before training found bad nodes"
     assert [row["excluded"] for row in read_attempts(out)] == [
-        *([], [], ["n2"], ["n2", "n5"], ["n2"]),
+        *([], [], ["n2"], ["n2", "n5"], ["n2", "n5"]),
     ]
 
 
@@ -116,9 +122,52 @@ def test_a_start_that_left_no_row_gets_one(tmp_path):
     started(tmp_path)
     begin(tmp_path, JOB | {"SLURM_RESTART_COUNT": "3"})
     (row,) = read_attempts(tmp_path)
-    assert row["kind"] == "failed"
+    assert row["kind"] == "lost"
     assert "without a word" in row["why"]
-    assert json.loads((tmp_path / "logs/attempt.json").read_text())["attempt"] == 1
+    assert json.loads((tmp_path / "logs/attempt-7.json").read_text())["attempt"] == 1
+
+
+def test_losses_are_bounded_and_cost_no_restarts(tmp_path):
+    started(tmp_path)
+    for _ in range(attempts.STOPS):
+        assert begin(tmp_path, JOB) is None
+    assert str(end(tmp_path, 1, "RUNNING", 1, JOB)) == "requeue"
+    for _ in range(attempts.STOPS + 1):
+        assert begin(tmp_path, JOB) is None
+    assert str(begin(tmp_path, JOB)) == "end 1"
+
+
+def test_another_jobs_starts_say_nothing_of_this_one(tmp_path):
+    out = started(tmp_path)
+    for _ in range(3):
+        record_failure(out, "7.2", Failure.of_rank(3, "n2", -9, []))
+        begin(out, JOB)
+        end(out, 1, "RUNNING", 2, JOB)
+    other = JOB | {"SLURM_JOB_ID": "8"}
+    begin(out, other)
+    begin(out, JOB)  # while the other one runs
+    record_failure(out, "8.2", Failure.of_rank(3, "n2", -9, []))
+    assert str(end(out, 1, "RUNNING", 2, other)) == "requeue"
+
+
+def test_an_end_without_its_beginning_decides_all_the_same(tmp_path):
+    (tmp_path / "logs").mkdir()
+    assert str(end(tmp_path, 75, "RUNNING", 3, JOB)) == "requeue"
+    assert read_attempts(tmp_path)[0]["job"] == "7"
+
+
+def test_a_verdict_outweighs_ranks_that_were_ended_with_it(tmp_path):
+    out = started(tmp_path)
+    write_json(out / "logs/health.json", {"bad_nodes": ["n5"], "problems": ["slow"]})
+    stopped = replace(Failure.of_rank(3, "n2", -15, []), kind="stopped")
+    record_failure(out, "7.2", stopped)
+    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n5"
+
+
+def test_a_signal_before_ranks_start_is_a_stop(tmp_path):
+    out = started(tmp_path)
+    assert str(end(out, 138, "RUNNING", 0, JOB)) == "requeue"
+    assert read_attempts(out)[0]["kind"] == "stopped"
 
 
 def test_a_torn_row_is_left_out(tmp_path):
@@ -127,6 +176,9 @@ def test_a_torn_row_is_left_out(tmp_path):
     with open(out / "logs/attempts.jsonl", "a") as handle:
         handle.write('{"attempt": 1, "ki')
     assert [row["kind"] for row in attempts.read_attempts(out)] == ["saved"]
+    begin(out, JOB)
+    end(out, 0, "RUNNING", 3, JOB)
+    assert [row["kind"] for row in attempts.read_attempts(out)] == ["saved", "finished"]
 
 
 def test_the_command_says_what_to_do(tmp_path, capsys):

@@ -126,11 +126,13 @@ def test_a_hung_step_is_a_failure_not_a_save(tmp_path):
     assert "a step hung" in failures(tmp_path, "9.0")[0].why
 
 
-def test_a_rank_that_hangs_in_the_check_does_not_hold_the_verdict_up(tmp_path):
-    supervisor = SUPERVISOR.replace(
-        "node = ", "import launch.node as n; n.VERDICT_S = 0.5; node = "
-    )
-    ranks = RANK + "time.sleep(60) if rank == 3 else sys.exit(76)"
+@pytest.mark.parametrize("limit", ["VERDICT_S", "CHECK_S"])
+def test_a_rank_that_hangs_in_the_check_does_not_hold_the_verdict_up(tmp_path, limit):
+    set_limit = f"import launch.node as n; n.{limit} = 3; node = "
+    supervisor = SUPERVISOR.replace("node = ", set_limit)
+    supervisor = supervisor.replace("os.environ)", "os.environ, check=True)")
+    others = "sys.exit(76)" if limit == "VERDICT_S" else "time.sleep(60)"
+    ranks = RANK + f"time.sleep(60) if rank == 3 else {others}"
     command = [sys.executable, "-c", supervisor, str(tmp_path), ranks, ""]
     assert subprocess.run(command, timeout=20, check=False).returncode == 76
 
@@ -182,3 +184,4 @@ def test_gloo_is_told_the_interface_by_which_ranks_meet():
     assert rank_environment(place, {})["GLOO_SOCKET_IFNAME"] == "lo"
     assert rank_environment(place, {"GLOO_SOCKET_IFNAME": "ib0"})["GLOO_SOCKET_IFNAME"] == "ib0"
     assert interface_towards("no.such.host.invalid") == ""
+    assert interface_towards("localhost") == ""  # other hosts would not find this one there

@@ -1,13 +1,16 @@
 """A pipeline file becomes sbatch calls in the order in which they wait for one another."""
 
+import math
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch import cli, sbatch
 from ovtrain.config.load import load
 from ovtrain.config.pipeline import PipelineConfig
+from ovtrain.config.site import limit_s
 
 CHAIN = """
 root: {root}
@@ -129,3 +132,55 @@ def test_without_sbatch_it_says_so(chain, monkeypatch, capsys):
     monkeypatch.setattr(sbatch.shutil, "which", lambda _: None)
     assert cli.run(["launch", "slurm", str(chain)]) == 2
     assert "SLURM login node" in capsys.readouterr().err
+
+
+def test_dollars_of_a_site_are_the_shells(chain, tmp_path, monkeypatch):
+    fake_sbatch(tmp_path, monkeypatch)
+    lines = "export CACHE=${HOME}/cache\nsource ${VENV:-.venv}/bin/activate\n"
+    site = {"setup": lines, "env": {"EMPTY": "", "ROOT": "${X}"}}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
+    assert cli.run(["launch", "slurm", str(chain), "--site", "site.yaml"]) == 0
+    setup = (tmp_path / "out/train/logs/setup.sh").read_text()
+    assert setup.endswith(lines)
+    assert "export EMPTY=''\n" in setup
+    assert "export ROOT='${X}'\n" in setup
+
+
+def test_a_folder_with_a_comma_reaches_the_job_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["run.out=runs/lr=1,wd=2 %", "--dry-run"]
+    assert cli.run(["launch", "slurm", "pretrain/debug-stage1", *words, "--site", "site/cpu"]) == 0
+    call = shlex.split(capsys.readouterr().out)
+    assert call[0] == "OVTRAIN_SETUP=runs/lr=1,wd=2 %/logs/setup.sh"
+    assert "--export=ALL" in call
+    assert "--output=runs/lr=1,wd=2 %%/logs/slurm-%j.out" in call
+
+
+def test_jobs_of_two_sites_do_not_share_a_folder(chain, capsys):
+    other = "out: ${root}/train\n    site: {env: {A: b}}"
+    chain.write_text(chain.read_text().replace("out: ${root}/labels", other))
+    assert cli.run(["launch", "slurm", str(chain)]) == 2
+    assert "other sites, one folder out/train" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_submitted(chain, capsys):
+    chain.write_text(chain.read_text().replace('out: "${root}/data"', "out: /proc/sys/x"))
+    assert cli.run(["launch", "slurm", str(chain)]) == 2
+    assert "job data/inventory=/proc/sys/x: nothing can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("90", 5400), ("1:30", 90), ("24:00:00", 86_400), ("2-12", 216_000)),
+        *(("1-2:03:04", 93_784), ("", math.inf), ("UNLIMITED", math.inf), ("1:2:3:4", None)),
+    ],
+)
+def test_time_limits_as_sbatch_reads_them(text, seconds):
+    assert limit_s(text) == seconds
+
+
+def test_a_warning_that_leaves_no_time_to_train_is_refused(capsys):
+    words = ["launch", "slurm", "pretrain/debug-stage1", "--time", "00:05:00", "--dry-run"]
+    assert cli.run(words) == 2
+    assert "warn_s=300 of time=00:05:00" in capsys.readouterr().err
