@@ -37,7 +37,7 @@ class SlurmRun:
         """With ``ovtrain launch slurm``; the job's id."""
         values = {"nodes": 2, "gpus_per_node": 0, "ranks_per_node": 2, "cpus_per_gpu": 1}
         values |= {"check": False} | site
-        values["env"] = {"OMP_NUM_THREADS": "1"}
+        values["env"] = {"OMP_NUM_THREADS": "1"} | values.get("env", {})
         path = self.config.with_suffix(".site.yaml")
         path.write_text(OmegaConf.to_yaml(OmegaConf.structured(SiteConfig(**values))))
         assert cli.run(["launch", "slurm", str(self.config), "--site", str(path)]) == 0

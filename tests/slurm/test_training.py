@@ -92,6 +92,28 @@ def test_a_node_on_which_ranks_fail_twice_is_left_out(start):
     assert run.lab.job(run.job)["ExcNodeList"] == "n2"
 
 
+VERDICT = """
+import json, os, sys
+if "ovtrain.check" in sys.orig_argv:
+    nodes = os.environ["OVTRAIN_NODES"].split()
+    report = sys.orig_argv[sys.orig_argv.index("--out") + 1]
+    if os.environ["RANK"] == "0":
+        bad = [node for node in nodes if node == "n2"]
+        json.dump({"bad_nodes": bad, "problems": ["n2 is slow"] * len(bad)}, open(report, "w"))
+    os._exit(76 if "n2" in nodes else 0)
+"""
+
+
+def test_a_node_that_the_check_finds_bad_is_left_out(start, tmp_path):
+    """The verdict is made up; what becomes of it is not."""
+    (tmp_path / "sitecustomize.py").write_text(VERDICT)
+    run = start("unhealthy", steps=2)
+    run.submit(check=True, task_per="gpu", env={"PYTHONPATH": str(tmp_path)})
+    first, second = run.finish()
+    assert (first["kind"], first["why"], first["excluded"]) == ("unhealthy", "n2 is slow", ["n2"])
+    assert (second["kind"], second["nodes"]) == ("finished", ["n1", "n3"])
+
+
 def test_a_job_on_a_draining_node_trains_on_and_comes_back_on_others(start, undisturbed):
     run = start("drained")
     job = run.submit()
