@@ -9,7 +9,8 @@ import pytest
 from launch import cli
 from launch.plan.cluster import Request, cluster_of
 from launch.plan.job import JobPlan, memory_problem, plan_job
-from launch.plan.layouts import tensor_sizes
+from launch.plan.estimate import estimate
+from launch.plan.layouts import Layout, micro_batches, tensor_sizes
 from launch.plan.text import job_lines
 from launch.preflight import preflight
 from ovtrain.config.load import find_config, load
@@ -129,13 +130,63 @@ def test_the_recommended_layout_is_available_fits_and_is_the_fastest():
     assert best.fits
     assert best.layout.tensor_ranks == 1
     rivals = [c for c in job.layouts if c.fits and c.layout.tensor_ranks == 1]
-    assert best.estimate.time.total == min(c.estimate.time.total for c in rivals)
+    fastest = min(c.estimate.time.total for c in rivals)
+    assert best.estimate.time.total == pytest.approx(fastest, rel=1e-4)
     assert {(c.layout.stage, c.layout.tensor_ranks) for c in job.layouts} == {
         (stage, size) for stage in (0, 1, 2, 3) for size in (1, 2, 4, 8)
     }
     # As a user writes it, it is the plan of that layout.
     again = planned(STAGE_TWO, "h200", *best.layout.keys())
     assert again.estimate == best.estimate
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "devices"),
+    [(STAGE_ONE, "a100", 1), (STAGE_TWO, "h200", 8), ("debug-stage1", "cpu", 2)],
+)
+def test_no_layout_is_faster_than_the_recommended_one(name: str, gpu: str, devices: int):
+    """One GPU takes the whole batch of 16,384: 128 micro-steps and more."""
+    job = planned(name, gpu, nodes=1, per_node=devices)
+    best = job.recommended
+    assert best is not None
+    share = best.estimate.dealt.whole
+    sizes = [2**n for n in range(1, 15) if 2**n >= len(job.plan.sources)]
+    for stage in range(4):
+        for micro_batch in (0, *sizes):
+            for recompute in (0, 1, 2):
+                layout = Layout(stage, 1, micro_batch, recompute)
+                made = estimate(layout.of(job.config), job.cluster, job.plan.sources)
+                assert made.dealt.whole == share
+                if made.fits(job.cluster):
+                    assert best.estimate.time.total < made.time.total * 1.0001
+
+
+def test_of_equally_fast_layouts_nothing_is_recomputed_for_nothing():
+    for devices in (1, 2):
+        best = planned("debug-stage1", "cpu", nodes=1, per_node=devices).recommended
+        assert best is not None
+        assert (best.layout.micro_batch, best.layout.recompute) == (0, 0)
+
+
+def test_the_configs_own_micro_batch_and_recomputation_are_looked_at():
+    """24 of 24,576 samples on one GPU: not one of its halves once the batch is odd."""
+    huge = ("model.preset=huge", "model.recompute=3", "run.global_batch=20011")
+    job = planned(STAGE_TWO, "h200", *huge, nodes=1, per_node=1)
+    config = job.config
+    sizes = micro_batches(job.plan.sources, 1, config.run.micro_batch)
+    assert config.run.micro_batch == 24
+    assert (sizes[0], sizes[1], sizes[-1]) == (0, 3, 10_006)
+    assert 24 in sizes
+    assert 24 not in micro_batches(job.plan.sources, 1, 0)
+    # If a config fits, so does a recommended layout.
+    assert job.estimate.fits(job.cluster)
+    best = job.recommended
+    assert best is not None
+    assert best.estimate.time.total <= job.estimate.time.total
+    assert memory_problem(config, 1, 1, "h200") is None
+    text = memory_problem(replace(config, run=replace(config.run, micro_batch=0)), 1, 1, "h200")
+    assert text is not None
+    assert "; use run." in text
 
 
 def test_faster_layouts_that_are_not_built_are_never_recommended():
