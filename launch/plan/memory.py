@@ -39,10 +39,11 @@ def memory_of(
             tokens,
             model.patch,
             recompute=model.recompute,
-            number_bytes=zero.weight_bytes(stage, run.precision),
+            number_bytes=encoder.NUMBER_BYTES[run.precision],
             tensor_ranks=tensor_ranks,
         ),
         "batch": tokens * (3 * model.patch**2 + 24),  # uint8 patches, int64 positions
+        "copies of weights": zero.cast_bytes(table, stage, run.precision),
         "reduction buffers": zero.buffer_bytes(table, stage, run.precision),
     }
     return held | {"context and allocator": CONTEXT + int(FRAGMENTS * sum(held.values()))}

@@ -8,8 +8,8 @@ import pytest
 
 from launch import cli
 from launch.plan.cluster import Request, cluster_of
-from launch.plan.job import JobPlan, memory_problem, plan_job
 from launch.plan.estimate import estimate
+from launch.plan.job import JobPlan, memory_problem, plan_job
 from launch.plan.layouts import Layout, micro_batches, tensor_sizes
 from launch.plan.text import job_lines
 from launch.preflight import preflight
@@ -189,6 +189,33 @@ def test_the_configs_own_micro_batch_and_recomputation_are_looked_at():
     assert "; use run." in text
 
 
+def test_optimizers_move_weights_moments_and_gradients():
+    """Per parameter of the plain backend 4 bytes of weights and 8 of moments, read and written, and
+    4 of gradients read; of ZeRO-1 the same on a part, and 2 bytes of its bf16 weights and gradients.
+    The head's rows are the same in both, so the difference is the encoder's."""
+    plain, zero_one = (
+        planned(STAGE_ONE, "h200", f"run.backend={name}").estimate.time.updates
+        for name in ("ddp", "deepspeed")
+    )
+    of_a_parameter = (2 * 12 + 4) - (2 * 12 + 2 + 2) / 128
+    expected = of_a_parameter * PARAMETERS / 4800e9
+    assert plain - zero_one == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_plain_backend_keeps_activations_in_the_runs_precision():
+    plain, zero_one, full = (
+        planned(STAGE_ONE, "h200", *keys).estimate.memory
+        for keys in (
+            ["run.backend=ddp"],
+            ["run.backend=deepspeed"],
+            ["run.backend=ddp", "run.precision=fp32"],
+        )
+    )
+    assert plain["activations"] == zero_one["activations"] == full["activations"] // 2
+    copies = [memory["copies of weights"] for memory in (plain, zero_one, full)]
+    assert copies == [2 * PARAMETERS, 0, 0]
+
+
 def test_faster_layouts_that_are_not_built_are_never_recommended():
     """So little memory that only a tensor-parallel layout fits."""
     job = planned(STAGE_ONE, "h200", "model.preset=huge", memory_gb=4.5)
@@ -260,6 +287,23 @@ def test_unknown_gpus_name_the_known_ones(capsys: pytest.CaptureFixture[str]):
     call = ["plan", f"pretrain/{STAGE_ONE}", "--mfu", "0.4", "--tflops", "300"]
     assert cli.run(call) == 2
     assert "say the same" in capsys.readouterr().err
+
+
+def test_more_than_the_peak_is_refused(capsys: pytest.CaptureFixture[str]):
+    call = ["plan", f"pretrain/{STAGE_ONE}", "--gpu", "a100"]
+    assert cli.run([*call, "--mfu", "5"]) == 2
+    assert "--mfu 5: more than the peak; allowed: above 0, at most 1" in capsys.readouterr().err
+    assert cli.run([*call, "--tflops", "313"]) == 2
+    assert "--tflops 313: more than the peak of a100" in capsys.readouterr().err
+    assert cluster_of(Request(1, 1, "a100", mfu=1.0)).tflops == 312
+    assert cluster_of(Request(1, 1, "cpu", tflops=3.0)).tflops == 3  # a CPU has no data sheet here
+
+
+def test_a_memory_in_a_gpus_name_is_the_gpus():
+    assert cluster_of(Request(1, 1, "a100-40gb")).memory_gb == 40
+    assert cluster_of(Request(1, 1, "a100-40gb", memory_gb=39)).memory_gb == 39
+    assert cluster_of(Request(1, 1, "NVIDIA A100-SXM4-80GB")).memory_gb == 80
+    assert cluster_of(Request(1, 1, "gb200")).memory_gb == 186
 
 
 def test_a_batch_too_small_for_the_cluster_is_refused(capsys: pytest.CaptureFixture[str]):
