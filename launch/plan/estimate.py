@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from launch.plan.cluster import Cluster
 from launch.plan.deal import Deal, deal
-from launch.plan.memory import drawn_rows, memory_of
-from launch.plan.step import SourcePlan
+from launch.plan.memory import memory_of
+from launch.plan.step import SourcePlan, drawn_rows
 from launch.plan.traffic import Traffic, stage_of, step_traffic
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, links, zero

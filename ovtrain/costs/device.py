@@ -46,8 +46,8 @@ the larger memory of the SXM one (A100, A800: 80 GB; GH200: 96), unless the name
 
 
 def find_device(name: str) -> Device | None:
-    """Of a device's name, in any case, ``-`` or ``_`` for spaces; None where it is not known. A memory
-    in the name (``a100-40gb``) is that of the device."""
+    """Of a device's name, in any case, ``-`` or ``_`` for spaces; None where it is not known. A
+    memory in the name (``a100-40gb``) is that of the device."""
     text = re.sub(r"[-_ ]+", " ", name)
     found = (d for words, d in DEVICES.items() if re.search(rf"\b{words}\b", text, re.IGNORECASE))
     device, size = next(found, None), re.search(r"\b(\d+) ?GB\b", text, re.IGNORECASE)

@@ -1,8 +1,8 @@
 """What ZeRO holds and sends for the encoder, by DeepSpeed's own rules (0.19), to the byte.
 
 Stage 0 stands for the plain backend: all state in float32, nothing divided. P parameters in two
-groups (decayed, not decayed), W ranks, K micro-steps, b bytes of a weight in the forward pass (2 in bf16
-runs, 4 in fp32).
+groups (decayed, not decayed), W ranks, K micro-steps, b bytes of a weight in the forward pass (2 in
+bf16 runs, 4 in fp32).
 
 Held by a rank from step to step
     stages 1, 2   each group's weights flat, padded to a multiple of 2 W (its ``alignment``), whole;

@@ -11,6 +11,7 @@ from launch.plan.cluster import Request, cluster_of
 from launch.plan.estimate import estimate
 from launch.plan.job import JobPlan, memory_problem, plan_job
 from launch.plan.layouts import Layout, micro_batches, tensor_sizes
+from launch.plan.step import plan_lines
 from launch.plan.text import job_lines
 from launch.preflight import preflight
 from ovtrain.config.load import find_config, load
@@ -191,7 +192,7 @@ def test_the_configs_own_micro_batch_and_recomputation_are_looked_at():
 
 def test_optimizers_move_weights_moments_and_gradients():
     """Per parameter of the plain backend 4 bytes of weights and 8 of moments, read and written, and
-    4 of gradients read; of ZeRO-1 the same on a part, and 2 bytes of its bf16 weights and gradients.
+    4 of gradients read; of ZeRO-1 the same on a part, and 2 bytes of bf16 weights and gradients.
     The head's rows are the same in both, so the difference is the encoder's."""
     plain, zero_one = (
         planned(STAGE_ONE, "h200", f"run.backend={name}").estimate.time.updates
@@ -230,6 +231,15 @@ def test_heads_of_unknown_classes_are_said_to_be_left_out():
     (total,) = (line for line in job_lines(job) if line.startswith("memory       total"))
     assert total.endswith("fits; without the heads of video, image, whose classes are not known")
     assert "head rows" not in " ".join(job_lines(job))
+    (saved,) = (line for line in job_lines(job) if line.startswith("checkpoint"))
+    assert saved.endswith("; without the heads of video, image, whose classes are not known")
+
+
+def test_one_node_and_one_rank_are_singular():
+    job = planned(STAGE_ONE, nodes=1, per_node=1)
+    text = "\n".join([*plan_lines(job.config, job.plan), *job_lines(job)])
+    assert "samples on 1 rank\n" in text
+    assert "machine      1 node of 1 h200" in text
 
 
 def test_less_memory_takes_smaller_micro_batches_then_recomputes():
