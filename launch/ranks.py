@@ -1,20 +1,18 @@
-"""What each rank of a run holds, from formulas alone: state, class rows, samples, activations.
+"""What each rank of a run holds, from formulas alone: class rows, samples, tokens, training state.
 
-Bytes are those of the fullest rank. Not counted: buffers of collectives, the heads' tiles and the
-batch's positives, what an allocator keeps free.
+Bytes are those of the fullest rank, of what it holds from step to step. What it needs altogether:
+``launch.plan.memory``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ovtrain.config.data import mixture_counts
 from ovtrain.config.step_plan import StepPlan, split
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import encoder, head, parameters, zero
-
-GIB = 2**30
+from ovtrain.costs import head, parameters, zero
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Span:
 @dataclass(frozen=True)
 class HeadShare:
     """A source's class rows on a rank; ``first`` and ``last``: the rows of the first and the last
-    rank. Bytes of the rows, of their optimizer's state, and of what a step draws."""
+    rank. Bytes of the rows and of their optimizer's state."""
 
     source: str
     rows: Span
@@ -44,7 +42,6 @@ class HeadShare:
     last: range
     rows_bytes: int
     optimizer_bytes: int
-    drawn_bytes: int
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,12 @@ class RankPlan:
     samples: Span
     tokens: Span
     sources: tuple[SourceShare, ...]
-    activations: int
 
     @property
-    def total(self) -> int:
-        of_heads = sum(h.rows_bytes + h.optimizer_bytes + h.drawn_bytes for h in self.heads)
-        return self.state.total + of_heads + self.activations
+    def without(self) -> str:
+        """Ends a line that gives bytes of all heads."""
+        names = ", ".join(self.unknown)
+        return f"; without the heads of {names}, whose classes are not known" if names else ""
 
 
 def rank_plan(
@@ -84,13 +81,13 @@ def rank_plan(
     run, model = config.run, config.model
     counts = mixture_counts(config.data.sources, run.global_batch)
     deal = StepPlan.build(counts, world, run.micro_batch)
-    held = [deal.held(rank, k) for rank in range(world) for k in range(deal.micro_steps)]
+    held = {deal.part(share, k) for share in deal.shares for k in range(deal.micro_steps)}
     tokens = Span.of(sum(n * x for n, x in zip(part, lengths, strict=True)) for part in held)
     table = parameters.table(model.size, model.patch, norm=model.norm, pooling=model.pooling)
     stage = run.zero_stage if run.backend == "deepspeed" else 0
     return RankPlan(
         zero.encoder_state(table, world, stage, run.precision),
-        tuple(_heads(config, world, classes, deal.micro_steps)),
+        tuple(_heads(config, world, classes)),
         tuple(
             source.name
             for source, count in zip(config.data.sources, classes, strict=True)
@@ -100,20 +97,11 @@ def rank_plan(
         Span.of(sum(part) for part in held),
         tokens,
         tuple(_sources(config, held, lengths)),
-        encoder.activation_bytes(
-            model.size,
-            tokens.most,
-            model.patch,
-            recompute=model.recompute,
-            number_bytes=zero.weight_bytes(stage, run.precision),
-        ),
     )
 
 
-def _heads(
-    config: TrainConfig, world: int, classes: Sequence[int | None], micro_steps: int
-) -> Iterable[HeadShare]:
-    width, half = config.model.size.width, config.run.precision == "bf16"
+def _heads(config: TrainConfig, world: int, classes: Sequence[int | None]) -> Iterable[HeadShare]:
+    width = config.model.size.width
     for source, count in zip(config.data.sources, classes, strict=True):
         if count is None:
             continue
@@ -125,14 +113,11 @@ def _heads(
             split(count, world - 1, world),
             head.weight_bytes(*shape, own.rows),
             head.optimizer_bytes(*shape, own.optimizer, own.moments),
-            head.drawn_bytes(
-                round(own.sample_rate * count), width, world, half=half, micro_steps=micro_steps
-            ),
         )
 
 
 def _sources(
-    config: TrainConfig, held: Sequence[Sequence[int]], lengths: Sequence[int]
+    config: TrainConfig, held: Collection[Sequence[int]], lengths: Sequence[int]
 ) -> Iterable[SourceShare]:
     for n, source in enumerate(config.data.sources):
         samples = Span.of(part[n] for part in held)
@@ -141,15 +126,14 @@ def _sources(
 
 
 def rank_lines(config: TrainConfig, plan: RankPlan) -> list[str]:
-    """The plan of a rank as text."""
-    run, state = config.run, plan.state
+    """The plan of a rank as text, its bytes aside."""
+    run = config.run
     how = f"ZeRO {run.zero_stage}" if run.backend == "deepspeed" else "undivided"
     recompute = config.model.recompute
     again = f"every {recompute}. block recomputed" if recompute else "nothing recomputed"
     steps = f"{plan.micro_steps} micro-step" + "s" * (plan.micro_steps > 1)
     return [
-        f"each rank    encoder: weights {_gib(state.weights)}, gradients {_gib(state.gradients)}, "
-        f"optimizer {_gib(state.optimizer)} ({how}, {run.precision})",
+        f"each rank    encoder: {how}, {run.precision}, {again}",
         *(_head_line(share) for share in plan.heads),
         f"each rank    {steps} of {plan.samples} samples, {plan.tokens} tokens",
         *(
@@ -157,9 +141,6 @@ def rank_lines(config: TrainConfig, plan: RankPlan) -> list[str]:
             "per micro-step"
             for share in plan.sources
         ),
-        f"each rank    activations: about {_gib(plan.activations)} ({again})",
-        f"each rank    total: about {_gib(plan.total)}, and buffers of collectives and allocator"
-        + (f"; without the heads of {', '.join(plan.unknown)}" if plan.unknown else ""),
     ]
 
 
@@ -167,10 +148,5 @@ def _head_line(share: HeadShare) -> str:
     first, last = (f"{rows.start:,} to {rows.stop - 1:,}" for rows in (share.first, share.last))
     return (
         f"each rank    head {share.source}: {share.rows} rows (the first rank {first}, the last "
-        f"{last}), {_gib(share.rows_bytes)}, optimizer {_gib(share.optimizer_bytes)}, drawn per "
-        f"step {_gib(share.drawn_bytes)}"
+        f"{last})"
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.3f} GiB"

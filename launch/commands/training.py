@@ -83,6 +83,7 @@ def profile(config: str, overrides: tuple[str, ...], nproc: int, steps: int, war
 
 def _dry_run(name: str, overrides: tuple[str, ...], world: int, allow_missing_data: bool) -> int:
     from launch.plan import make_plan, plan_lines
+    from launch.plan.memory import memory_lines, rank_memory
     from launch.preflight import preflight
     from ovtrain.config.load import to_yaml
 
@@ -90,7 +91,9 @@ def _dry_run(name: str, overrides: tuple[str, ...], world: int, allow_missing_da
     found = preflight(config, world)
     click.echo(to_yaml(config))
     if not found.config:
-        click.echo("\n".join(plan_lines(config, make_plan(config, world))))
+        plan = make_plan(config, world)
+        held = memory_lines(rank_memory(config, plan), plan)
+        click.echo("\n".join([*plan_lines(config, plan), *held]))
     for note in found.notes:
         click.echo(f"preflight    {note}")
     if allow_missing_data:
@@ -126,7 +129,7 @@ def _amount(name: str, text: str, default: float | None = None) -> Callable[[F],
 )
 @click.option("--gpu", default="h200", show_default=True, help="As h100, a800; cpu.")
 @_amount("--tflops", "Achieved by one GPU while it computes; default: --mfu of its peak.")
-@_amount("--mfu", "Share of a GPU's peak while it computes; default 0.45, of cpu 1.")
+@_amount("--mfu", "Share of a GPU's peak, for any micro-batch; default 0.45, cpu 1.")
 @_amount("--memory-gb", "Of one GPU; default: its data sheet's.")
 @_amount("--network-gbs", "Of a node, one direction; default: an adapter per GPU.")
 @_amount("--disk-gbs", "Written by a node to shared storage.", 5.0)

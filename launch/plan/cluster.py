@@ -68,6 +68,16 @@ def cluster_of(asked: Request) -> Cluster:
     device = device_of(asked.gpu)
     if asked.tflops and asked.mfu:
         raise ConfigError("--tflops and --mfu", "say the same", fix="give one of them")
+    if asked.mfu > 1:
+        raise ConfigError(
+            f"--mfu {asked.mfu:g}", "more than the peak", allowed="above 0, at most 1"
+        )
+    if device is not CPU_DEVICE and asked.tflops > device.tflops:
+        raise ConfigError(
+            f"--tflops {asked.tflops:g}",
+            f"more than the peak of {asked.gpu}",
+            allowed=f"at most {device.tflops:g}",
+        )
     peak = asked.tflops if device is CPU_DEVICE and asked.tflops else device.tflops
     achieved = peak * (asked.mfu or (1.0 if device is CPU_DEVICE else MFU))
     return Cluster(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ovtrain.config.step_plan import StepPlan, split
+from ovtrain.config.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,16 @@ def _sum(counts: Sequence[int], each: Sequence[float]) -> float:
 def deal(counts: tuple[int, ...], ranks: int, micro_batch: int) -> Deal:
     plan = StepPlan.build(list(counts), ranks, micro_batch)
     micros = range(plan.micro_steps)
-    table = [[tuple(plan.held(rank, k)) for k in micros] for rank in range(ranks)]
+    table = {share: [plan.part(share, k) for k in micros] for share in plan.shares}
     return Deal(
         plan.micro_steps,
-        tuple(plan.slots(k) for k in micros),
-        tuple(tuple(sum(row[k][s] for row in table) for k in micros) for s in range(len(counts))),
-        frozenset(part for row in table for part in row),
-        frozenset(tuple(len(split(n, rank, ranks)) for n in counts) for rank in range(ranks)),
+        tuple(max(1, *(sum(row[k]) for row in table.values())) for k in micros),
+        tuple(
+            tuple(
+                sum(plan.shares[share] * row[k][s] for share, row in table.items()) for k in micros
+            )
+            for s in range(len(counts))
+        ),
+        frozenset(part for row in table.values() for part in row),
+        frozenset(plan.shares),
     )

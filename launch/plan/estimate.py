@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from launch.plan.cluster import Cluster
 from launch.plan.deal import Deal, deal
-from launch.plan.memory import drawn_rows, memory_of
-from launch.plan.step import SourcePlan
+from launch.plan.memory import memory_of
+from launch.plan.step import SourcePlan, drawn_rows
 from launch.plan.traffic import Traffic, stage_of, step_traffic
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, links, zero
@@ -70,7 +70,8 @@ def estimate(
         StepTime(
             _encoder_flops(config, sources, dealt) / tensor_ranks / rate,
             _head_flops(config, sources, cluster.world) / rate,
-            _updated_bytes(config, sources, cluster, memory) / (cluster.memory_gbs * 1e9),
+            _updated_bytes(config, sources, cluster, memory, data_ranks)
+            / (cluster.memory_gbs * 1e9),
             inside,
             between,
         ),
@@ -103,12 +104,21 @@ def _head_flops(config: TrainConfig, sources: Sequence[SourcePlan], world: int) 
 
 
 def _updated_bytes(
-    config: TrainConfig, sources: Sequence[SourcePlan], cluster: Cluster, memory: dict[str, int]
+    config: TrainConfig,
+    sources: Sequence[SourcePlan],
+    cluster: Cluster,
+    memory: dict[str, int],
+    data_ranks: int,
 ) -> float:
-    """Read and written by the optimizers: float32 weights and moments (twice), gradients, the
-    weights of the forward pass; of the heads what belongs to the rows of a step."""
-    state = memory["master weights and moments"] or memory["weights"]
-    moved = 2.0 * state + memory["gradients"] / (cluster.world if stage_of(config) == 1 else 1)
+    """Read and written by the optimizers: float32 weights and moments (twice), gradients, a rank's
+    part of the forward pass's weights, which the plain backend has no others of; of the heads what
+    belongs to the rows of a step."""
+    stage, state = stage_of(config), memory["master weights and moments"]
+    moved = memory["gradients"] / (data_ranks if stage == 1 else 1)
+    if stage == 0:
+        moved += 2.0 * (state + memory["weights"])
+    else:
+        moved += 2.0 * state + memory["weights"] / (data_ranks if stage < 3 else 1)
     for source in sources:
         if source.classes is not None and source.trains_head:
             own, width = config.head_of(source.name), config.model.size.width

@@ -6,7 +6,7 @@ parallelism is not built yet: its rows say what it would bring, and are never re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launch.plan.cluster import Cluster
@@ -18,8 +18,8 @@ from ovtrain.config.train import TrainConfig
 STAGES = (0, 1, 2, 3)
 TENSOR_SIZES = (1, 2, 4, 8)
 RECOMPUTE = (0, 2, 1)
-MICRO_STEPS = 64
-"""Beyond so many micro-steps no layout is looked at."""
+DIGITS = 5
+"""Times that agree to so many digits are equally fast."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,19 @@ def tensor_sizes(config: TrainConfig, cluster: Cluster) -> list[int]:
 
 
 def best(choices: Sequence[Choice]) -> Choice:
-    """The fastest that fits, of equally fast ones (to a tenth of a millisecond) the one of the
-    lowest stage and least memory; else the smallest."""
+    """The fastest that fits, of equally fast ones that which recomputes least, has the fewest
+    micro-steps, is of the lowest stage, takes least memory, in this order; else the smallest."""
     fitting = [choice for choice in choices if choice.fits]
     if fitting:
-        return min(
-            fitting,
-            key=lambda c: (round(c.estimate.time.total, 4), c.layout.stage, c.estimate.bytes),
-        )
+        return min(fitting, key=_rank)
     return min(choices, key=lambda c: c.estimate.bytes)
+
+
+def _rank(choice: Choice) -> tuple[float, float, int, int, int]:
+    layout, made = choice.layout, choice.estimate
+    time = float(f"{made.time.total:.{DIGITS}g}")
+    again = 1 / layout.recompute if layout.recompute else 0.0
+    return time, again, made.dealt.micro_steps, layout.stage, made.bytes
 
 
 def recommended(found: Sequence[Choice]) -> Choice | None:
@@ -102,20 +106,24 @@ def _choices(
     tensor_ranks: int,
 ) -> list[Choice]:
     found: list[Choice] = []
-    for micro_batch in micro_batches(sources, cluster.world // tensor_ranks):
-        for recompute in RECOMPUTE:
+    sizes = micro_batches(sources, cluster.world // tensor_ranks, config.run.micro_batch)
+    for micro_batch in sizes:
+        for recompute in dict.fromkeys((*RECOMPUTE, config.model.recompute)):
             layout = Layout(stage, tensor_ranks, micro_batch, recompute)
             made = estimate(layout.of(config), cluster, sources, tensor_ranks)
             found.append(Choice(layout, made, made.fits(cluster)))
     return found
 
 
-def micro_batches(sources: Sequence[SourcePlan], ranks: int) -> Iterator[int]:
-    """The rank's whole share, and its halves down to one sample of each source."""
+def micro_batches(sources: Sequence[SourcePlan], ranks: int, own: int) -> list[int]:
+    """The rank's whole share (0), its halves down to one sample of each source, and ``own``, the
+    config's."""
     counts = tuple(source.samples for source in sources)
-    share = deal(counts, ranks, 0).slots[0]
-    yield 0
-    micro_steps = 2
-    while micro_steps <= MICRO_STEPS and (size := -(-share // micro_steps)) >= len(counts):
-        yield size
-        micro_steps *= 2
+    share = size = deal(counts, ranks, 0).slots[0]
+    found = {0}
+    while size > len(counts):
+        size = max(-(-size // 2), len(counts))
+        found.add(size)
+    if own < share:
+        found.add(own)
+    return sorted(found)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from launch.plan.deal import Deal
-from launch.plan.step import SourcePlan, table_of
+from launch.plan.deal import Deal, deal
+from launch.plan.step import Plan, SourcePlan, drawn_rows, table_of
 from launch.plan.traffic import part_of, stage_of
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, zero
@@ -39,10 +39,11 @@ def memory_of(
             tokens,
             model.patch,
             recompute=model.recompute,
-            number_bytes=zero.weight_bytes(stage, run.precision),
+            number_bytes=encoder.NUMBER_BYTES[run.precision],
             tensor_ranks=tensor_ranks,
         ),
         "batch": tokens * (3 * model.patch**2 + 24),  # uint8 patches, int64 positions
+        "copies of weights": zero.cast_bytes(table, stage, run.precision),
         "reduction buffers": zero.buffer_bytes(table, stage, run.precision),
     }
     return held | {"context and allocator": CONTEXT + int(FRAGMENTS * sum(held.values()))}
@@ -75,13 +76,21 @@ def _of_heads(
     return found | {"gathered embeddings": exchanged}
 
 
-def drawn_rows(config: TrainConfig, source: SourcePlan) -> float:
-    """Rows of a source's head that a step uses, over all ranks: drawn ones and positives."""
-    own = config.head_of(source.name)
-    labels = own.positives_per_step or source.labels
-    return head.expected_rows(
-        source.classes or 0, own.sample_rate, source.samples * min(labels, source.labels)
-    )
+def rank_memory(config: TrainConfig, plan: Plan) -> dict[str, int]:
+    """Of the fullest rank of the config as it is."""
+    counts = tuple(source.samples for source in plan.sources)
+    dealt = deal(counts, plan.world, config.run.micro_batch)
+    return memory_of(config, plan.sources, dealt, plan.world)
+
+
+def memory_lines(held: Mapping[str, int], plan: Plan, room: float | None = None) -> list[str]:
+    """As text, the sum last, compared to a device's memory in bytes where that is known."""
+    kinds = [f"memory       {name}: {shown(size)}" for name, size in held.items() if size]
+    total, said = sum(held.values()), ""
+    if room is not None:
+        fits = "fits" if total <= room else f"does not fit, by {shown(total - room)}"
+        said = f" of {shown(room)}: {fits}"
+    return [*kinds, f"memory       total: {shown(total)}{said}{plan.rank.without}"]
 
 
 def shown(size: float) -> str:

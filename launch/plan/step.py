@@ -13,7 +13,7 @@ from pathlib import Path
 from launch.ranks import RankPlan, rank_lines, rank_plan
 from ovtrain.config.data import SourceConfig, mixture_counts
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import encoder, parameters, tokens
+from ovtrain.costs import encoder, head, parameters, tokens
 from ovtrain.schema.errors import OvtrainError
 from ovtrain.schema.labels import most_labels, read_description
 from ovtrain.schema.manifest import ShardManifest
@@ -151,12 +151,22 @@ def labels_of(source: SourceConfig, kind: str) -> int:
         return LABELS[kind]
 
 
+def drawn_rows(config: TrainConfig, source: SourcePlan) -> float:
+    """Rows of a source's head that a step uses, over all ranks: drawn ones and positives."""
+    own = config.head_of(source.name)
+    labels = own.positives_per_step or source.labels
+    return head.expected_rows(
+        source.classes or 0, own.sample_rate, source.samples * min(labels, source.labels)
+    )
+
+
 def plan_lines(config: TrainConfig, plan: Plan) -> list[str]:
-    """The plan as text."""
+    """The plan as text, its bytes aside."""
     run = config.run
     return [
         f"encoder      {config.model.preset}: {plan.parameters:,} parameters",
-        f"run          {plan.steps:,} steps of {run.global_batch:,} samples on {plan.world} ranks",
+        f"run          {plan.steps:,} steps of {run.global_batch:,} samples on "
+        + counted(plan.world, "rank"),
         f"step         {plan.tokens:,.0f} tokens, {plan.flops:.3e} training FLOPs",
         f"whole run    {plan.tokens * plan.steps:.3e} tokens, {plan.flops * plan.steps:.3e} FLOPs",
         *(_source_line(config, source) for source in plan.sources),
@@ -173,5 +183,12 @@ def _source_line(config: TrainConfig, source: SourcePlan) -> str:
         return text + ", no head"
     if source.classes is None:
         return text + ", head unknown until its labels exist"
-    sampled = round(config.head_of(source.name).sample_rate * source.classes)
-    return text + f", head of {source.classes:,} classes, {sampled:,} sampled per step"
+    drawn = round(config.head_of(source.name).sample_rate * source.classes)
+    return text + (
+        f", head of {source.classes:,} classes: {drawn:,} drawn per step, about "
+        f"{drawn_rows(config, source):,.0f} with the batch's positives"
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + "s" * (number != 1)

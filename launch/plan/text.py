@@ -8,7 +8,8 @@ from typing import Any
 from launch.plan.estimate import Estimate
 from launch.plan.job import JobPlan
 from launch.plan.layouts import Choice
-from launch.plan.memory import shown
+from launch.plan.memory import memory_lines, shown
+from launch.plan.step import counted
 from ovtrain.costs import links
 from ovtrain.costs.encoder import pooling_parameters
 
@@ -29,8 +30,9 @@ def job_lines(job: JobPlan) -> list[str]:
 
 def _machine(job: JobPlan) -> str:
     cluster, links_of = job.cluster, job.cluster.links
+    nodes = counted(links_of.nodes, "node")
     return (
-        f"machine      {links_of.nodes} nodes of {links_of.per_node} {cluster.asked.gpu}: "
+        f"machine      {nodes} of {links_of.per_node} {cluster.asked.gpu}: "
         f"{cluster.peak:g} TFLOP/s at most, {cluster.tflops:.4g} taken while computing, "
         f"{cluster.memory_gb:g} GB; links {links_of.node_gbs:g} GB/s a GPU and direction, network "
         f"{links_of.network_gbs:g} GB/s a node"
@@ -57,13 +59,7 @@ def _flops(job: JobPlan) -> list[str]:
 
 
 def _memory(job: JobPlan) -> list[str]:
-    made, room = job.estimate, job.cluster.memory_gb * 1e9
-    kinds = [f"memory       {name}: {shown(n)}" for name, n in made.memory.items() if n]
-    over = made.bytes - room
-    said = "fits" if over <= 0 else f"does not fit, by {shown(over)}"
-    if unknown := job.plan.rank.unknown:
-        said += f"; without the heads of {', '.join(unknown)}, whose classes are not known"
-    return [*kinds, f"memory       total: {shown(made.bytes)} of {shown(room)}: {said}"]
+    return memory_lines(job.estimate.memory, job.plan, job.cluster.memory_gb * 1e9)
 
 
 def _traffic(job: JobPlan) -> list[str]:
@@ -115,7 +111,7 @@ def _around(job: JobPlan) -> list[str]:
         f"loading      {sum(job.cores.values()):.1f} cores a node ({cores}); the config starts "
         f"{job.config.data.workers * job.cluster.links.per_node} workers there",
         f"checkpoint   {shown(save.bytes)}, written in {_lasting(save.write_s)}, every "
-        f"{_lasting(every)}; the loop waits {_lasting(save.stall_s)}",
+        f"{_lasting(every)}; the loop waits {_lasting(save.stall_s)}{job.plan.rank.without}",
         *(
             ["checkpoint   the next is due before one is written: raise run.checkpoint_every"]
             if save.write_s > every

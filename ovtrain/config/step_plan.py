@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +28,26 @@ class StepPlan:
         """``micro_batch`` bounds a rank's samples per micro-step; 0 = one micro-step. Otherwise at
         least the number of sources, since each micro-step may hold one sample of each."""
         assert micro_batch == 0 or micro_batch >= len(counts), (micro_batch, counts)
-        plan = cls(counts, ranks, 1)
-        if micro_batch:  # fewer micro-steps cannot do
-            plan = cls(counts, ranks, -(-plan.slots(0) // micro_batch))
-        while micro_batch and max(map(plan.slots, range(plan.micro_steps))) > micro_batch:
-            plan = cls(counts, ranks, plan.micro_steps + 1)
-        return plan
+        # The last part of a near-even cut is never smaller than another: of every source the last
+        # rank holds most in its last micro-step.
+        fullest = [-(-count // ranks) for count in counts]
+        micro_steps = -(-sum(fullest) // micro_batch) if micro_batch else 1
+        while micro_batch and sum(-(-n // micro_steps) for n in fullest) > micro_batch:
+            micro_steps += 1
+        return cls(counts, ranks, max(1, micro_steps))
+
+    @cached_property
+    def shares(self) -> Counter[tuple[int, ...]]:
+        """Samples per source of a rank in the whole step, and how many ranks hold them: few
+        different ones, however many ranks."""
+        ranks = range(self.ranks)
+        return Counter(
+            tuple(len(split(n, rank, self.ranks)) for n in self.counts) for rank in ranks
+        )
+
+    def part(self, share: tuple[int, ...], micro: int) -> tuple[int, ...]:
+        """Of such a rank in one micro-step."""
+        return tuple(len(split(n, micro, self.micro_steps)) for n in share)
 
     def places(self, source: int, rank: int, micro: int) -> range:
         """Places (within the source's part of the batch) of one rank's micro-step."""
@@ -45,7 +61,7 @@ class StepPlan:
 
     def slots(self, micro: int) -> int:
         """Most samples that any rank holds in a micro-step (1 where a rank holds a placeholder)."""
-        return max(1, *(sum(self.held(rank, micro)) for rank in range(self.ranks)))
+        return max(1, *(sum(self.part(share, micro)) for share in self.shares))
 
     def gathered_rows(self, source: int, micro: int) -> npt.NDArray[np.int64]:
         """Rows of a source's samples after a gather that pads each rank to ``slots``."""

@@ -9,7 +9,7 @@ to reach other nodes, in GB/s and one direction, which is no property of the dev
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ DEVICES = {
     "RTX 3090": Device(71, 24, 936, 112.5),
 }
 """Words in torch's device names; the first that is found counts. Where there are several models,
-the larger memory of the SXM one (A100, A800: 80 GB; GH200: 96)."""
+the larger memory of the SXM one (A100, A800: 80 GB; GH200: 96), unless the name says another."""
 
 
 def find_device(name: str) -> Device | None:
-    """Of a device's name, in any case, ``-`` or ``_`` for spaces; None where it is not known."""
+    """Of a device's name, in any case, ``-`` or ``_`` for spaces; None where it is not known. A
+    memory in the name (``a100-40gb``) is that of the device."""
     text = re.sub(r"[-_ ]+", " ", name)
     found = (d for words, d in DEVICES.items() if re.search(rf"\b{words}\b", text, re.IGNORECASE))
-    return next(found, None)
+    device, size = next(found, None), re.search(r"\b(\d+) ?GB\b", text, re.IGNORECASE)
+    return replace(device, memory_gb=float(size[1])) if device and size else device
 
 
 def peak_tflops(name: str) -> float | None:

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+NUMBER_BYTES = {"fp32": 4, "bf16": 2}
+"""Of an activation, by the run's precision, whatever the weights are held in."""
+
 
 class EncoderSize(Protocol):
     """The sizes a formula needs; ``ovtrain.config.model.ModelSize`` is one."""

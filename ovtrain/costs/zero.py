@@ -1,8 +1,8 @@
 """What ZeRO holds and sends for the encoder, by DeepSpeed's own rules (0.19), to the byte.
 
-Stage 0 stands for the plain backend: float32 alone, nothing divided. P parameters in two groups
-(decayed, not decayed), W ranks, K micro-steps, b bytes of a weight in the forward pass (2 in bf16
-runs, 4 in fp32).
+Stage 0 stands for the plain backend: all state in float32, nothing divided. P parameters in two
+groups (decayed, not decayed), W ranks, K micro-steps, b bytes of a weight in the forward pass (2 in
+bf16 runs, 4 in fp32).
 
 Held by a rank from step to step
     stages 1, 2   each group's weights flat, padded to a multiple of 2 W (its ``alignment``), whole;
@@ -148,3 +148,9 @@ def buffer_bytes(parameters: Sequence[Parameter], stage: int, precision: str) ->
         return 2 * own * numel
     gathered = min(numel, LIVE) if stage == 3 else 0
     return own * (BUCKET + min(numel, BUCKET) + gathered)
+
+
+def cast_bytes(parameters: Sequence[Parameter], stage: int, precision: str) -> int:
+    """bf16 copies of float32 weights that autocast makes and autograd keeps until the backward pass
+    is through: of the plain backend in bf16 runs; all weights, which the products' nearly are."""
+    return 2 * count(parameters) if stage == 0 and precision == "bf16" else 0

@@ -38,7 +38,8 @@ KINDS = {
     "alltoall_base_": "all_to_all",
 }
 """torch's operators of the ``c10d`` namespace, and the kinds that they count as. A barrier carries
-nothing; an operator that is missing here is an error, never a silent zero."""
+nothing; an operator that is missing here is an error, never a silent zero. So is torch's other way
+into a process group, functional collectives (``_c10d_functional``), which do not come by here."""
 _EMPTY = {"barrier", "monitored_barrier_"}
 
 
@@ -53,8 +54,10 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.namespace == "c10d":
+        if "c10d" in func.namespace:
             name = func._schema.name.partition("::")[2]
+            if func.namespace != "c10d" or name not in KINDS.keys() | _EMPTY:
+                raise NotImplementedError(f"{func}: a collective that is not counted")
             if name not in _EMPTY:
                 self.calls[KINDS[name]] += 1
                 self.bytes[KINDS[name]] += max(map(_size, args))

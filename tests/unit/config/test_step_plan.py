@@ -1,5 +1,7 @@
 """Samples and class rows are dealt once, near-evenly, within bounds."""
 
+from collections import Counter
+
 import pytest
 
 from ovtrain.config.step_plan import StepPlan, split
@@ -20,6 +22,7 @@ PLANS = [
     ([4, 4], 1, 3),
     ([1, 1], 4, 0),
     ([16, 5, 2], 3, 4),
+    ([129, 66, 64], 5, 3),
 ]
 
 
@@ -43,6 +46,27 @@ def test_no_micro_step_exceeds_the_micro_batch(counts, ranks, micro_batch):
     assert max(held) <= (micro_batch or sum(counts))
     for micro in range(plan.micro_steps):
         assert plan.slots(micro) == max(1, *(sum(plan.held(r, micro)) for r in range(ranks)), 1)
+
+
+@pytest.mark.parametrize(("counts", "ranks", "micro_batch"), PLANS)
+def test_no_fewer_micro_steps_would_do(counts, ranks, micro_batch):
+    plan = StepPlan.build(counts, ranks, micro_batch)
+    assert plan.micro_steps == 1 or micro_batch
+    for fewer in range(1, plan.micro_steps):
+        other = StepPlan(counts, ranks, fewer)
+        held = [sum(other.held(r, m)) for r in range(ranks) for m in range(fewer)]
+        assert max(held) > micro_batch
+
+
+@pytest.mark.parametrize(("counts", "ranks", "micro_batch"), PLANS)
+def test_ranks_hold_the_parts_of_their_shares(counts, ranks, micro_batch):
+    plan = StepPlan.build(counts, ranks, micro_batch)
+    for micro in range(plan.micro_steps):
+        held = Counter(tuple(plan.held(rank, micro)) for rank in range(ranks))
+        parts = Counter[tuple[int, ...]]()
+        for share, times in plan.shares.items():
+            parts[plan.part(share, micro)] += times
+        assert parts == held
 
 
 @pytest.mark.parametrize(("counts", "ranks", "micro_batch"), PLANS)

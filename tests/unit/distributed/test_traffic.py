@@ -7,6 +7,7 @@ from threading import Thread
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 
 from ovtrain.distributed.collectives import all_gather_slots, all_reduce, reduce_scatter_slots
 from ovtrain.distributed.traffic import Traffic
@@ -57,3 +58,8 @@ def test_other_threads_and_other_times_are_not(group: dist.ProcessGroup):
         thread.join()
     all_reduce(torch.ones(1), group)
     assert not counted.bytes
+
+
+def test_functional_collectives_are_refused_rather_than_left_out(group: dist.ProcessGroup):
+    with Traffic(), pytest.raises(NotImplementedError, match="_c10d_functional"):
+        functional.all_reduce(torch.ones(3), "sum", group)

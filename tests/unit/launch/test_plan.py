@@ -8,8 +8,10 @@ import pytest
 
 from launch import cli
 from launch.plan.cluster import Request, cluster_of
+from launch.plan.estimate import estimate
 from launch.plan.job import JobPlan, memory_problem, plan_job
-from launch.plan.layouts import tensor_sizes
+from launch.plan.layouts import Layout, micro_batches, tensor_sizes
+from launch.plan.step import plan_lines
 from launch.plan.text import job_lines
 from launch.preflight import preflight
 from ovtrain.config.load import find_config, load
@@ -129,13 +131,90 @@ def test_the_recommended_layout_is_available_fits_and_is_the_fastest():
     assert best.fits
     assert best.layout.tensor_ranks == 1
     rivals = [c for c in job.layouts if c.fits and c.layout.tensor_ranks == 1]
-    assert best.estimate.time.total == min(c.estimate.time.total for c in rivals)
+    fastest = min(c.estimate.time.total for c in rivals)
+    assert best.estimate.time.total == pytest.approx(fastest, rel=1e-4)
     assert {(c.layout.stage, c.layout.tensor_ranks) for c in job.layouts} == {
         (stage, size) for stage in (0, 1, 2, 3) for size in (1, 2, 4, 8)
     }
     # As a user writes it, it is the plan of that layout.
     again = planned(STAGE_TWO, "h200", *best.layout.keys())
     assert again.estimate == best.estimate
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "devices"),
+    [(STAGE_ONE, "a100", 1), (STAGE_TWO, "h200", 8), ("debug-stage1", "cpu", 2)],
+)
+def test_no_layout_is_faster_than_the_recommended_one(name: str, gpu: str, devices: int):
+    """One GPU takes the whole batch of 16,384: 128 micro-steps and more."""
+    job = planned(name, gpu, nodes=1, per_node=devices)
+    best = job.recommended
+    assert best is not None
+    share = best.estimate.dealt.whole
+    sizes = [2**n for n in range(1, 15) if 2**n >= len(job.plan.sources)]
+    for stage in range(4):
+        for micro_batch in (0, *sizes):
+            for recompute in (0, 1, 2):
+                layout = Layout(stage, 1, micro_batch, recompute)
+                made = estimate(layout.of(job.config), job.cluster, job.plan.sources)
+                assert made.dealt.whole == share
+                if made.fits(job.cluster):
+                    assert best.estimate.time.total < made.time.total * 1.0001
+
+
+def test_of_equally_fast_layouts_nothing_is_recomputed_for_nothing():
+    for devices in (1, 2):
+        best = planned("debug-stage1", "cpu", nodes=1, per_node=devices).recommended
+        assert best is not None
+        assert (best.layout.micro_batch, best.layout.recompute) == (0, 0)
+
+
+def test_the_configs_own_micro_batch_and_recomputation_are_looked_at():
+    """24 of 24,576 samples on one GPU: not one of its halves once the batch is odd."""
+    huge = ("model.preset=huge", "model.recompute=3", "run.global_batch=20011")
+    job = planned(STAGE_TWO, "h200", *huge, nodes=1, per_node=1)
+    config = job.config
+    sizes = micro_batches(job.plan.sources, 1, config.run.micro_batch)
+    assert config.run.micro_batch == 24
+    assert (sizes[0], sizes[1], sizes[-1]) == (0, 3, 10_006)
+    assert 24 in sizes
+    assert 24 not in micro_batches(job.plan.sources, 1, 0)
+    # If a config fits, so does a recommended layout.
+    assert job.estimate.fits(job.cluster)
+    best = job.recommended
+    assert best is not None
+    assert best.estimate.time.total <= job.estimate.time.total
+    assert memory_problem(config, 1, 1, "h200") is None
+    text = memory_problem(replace(config, run=replace(config.run, micro_batch=0)), 1, 1, "h200")
+    assert text is not None
+    assert "; use run." in text
+
+
+def test_optimizers_move_weights_moments_and_gradients():
+    """Per parameter of the plain backend 4 bytes of weights and 8 of moments, read and written, and
+    4 of gradients read; of ZeRO-1 the same on a part, and 2 bytes of bf16 weights and gradients.
+    The head's rows are the same in both, so the difference is the encoder's."""
+    plain, zero_one = (
+        planned(STAGE_ONE, "h200", f"run.backend={name}").estimate.time.updates
+        for name in ("ddp", "deepspeed")
+    )
+    of_a_parameter = (2 * 12 + 4) - (2 * 12 + 2 + 2) / 128
+    expected = of_a_parameter * PARAMETERS / 4800e9
+    assert plain - zero_one == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_plain_backend_keeps_activations_in_the_runs_precision():
+    plain, zero_one, full = (
+        planned(STAGE_ONE, "h200", *keys).estimate.memory
+        for keys in (
+            ["run.backend=ddp"],
+            ["run.backend=deepspeed"],
+            ["run.backend=ddp", "run.precision=fp32"],
+        )
+    )
+    assert plain["activations"] == zero_one["activations"] == full["activations"] // 2
+    copies = [memory["copies of weights"] for memory in (plain, zero_one, full)]
+    assert copies == [2 * PARAMETERS, 0, 0]
 
 
 def test_faster_layouts_that_are_not_built_are_never_recommended():
@@ -152,6 +231,15 @@ def test_heads_of_unknown_classes_are_said_to_be_left_out():
     (total,) = (line for line in job_lines(job) if line.startswith("memory       total"))
     assert total.endswith("fits; without the heads of video, image, whose classes are not known")
     assert "head rows" not in " ".join(job_lines(job))
+    (saved,) = (line for line in job_lines(job) if line.startswith("checkpoint"))
+    assert saved.endswith("; without the heads of video, image, whose classes are not known")
+
+
+def test_one_node_and_one_rank_are_singular():
+    job = planned(STAGE_ONE, nodes=1, per_node=1)
+    text = "\n".join([*plan_lines(job.config, job.plan), *job_lines(job)])
+    assert "samples on 1 rank\n" in text
+    assert "machine      1 node of 1 h200" in text
 
 
 def test_less_memory_takes_smaller_micro_batches_then_recomputes():
@@ -209,6 +297,23 @@ def test_unknown_gpus_name_the_known_ones(capsys: pytest.CaptureFixture[str]):
     call = ["plan", f"pretrain/{STAGE_ONE}", "--mfu", "0.4", "--tflops", "300"]
     assert cli.run(call) == 2
     assert "say the same" in capsys.readouterr().err
+
+
+def test_more_than_the_peak_is_refused(capsys: pytest.CaptureFixture[str]):
+    call = ["plan", f"pretrain/{STAGE_ONE}", "--gpu", "a100"]
+    assert cli.run([*call, "--mfu", "5"]) == 2
+    assert "--mfu 5: more than the peak; allowed: above 0, at most 1" in capsys.readouterr().err
+    assert cli.run([*call, "--tflops", "313"]) == 2
+    assert "--tflops 313: more than the peak of a100" in capsys.readouterr().err
+    assert cluster_of(Request(1, 1, "a100", mfu=1.0)).tflops == 312
+    assert cluster_of(Request(1, 1, "cpu", tflops=3.0)).tflops == 3  # a CPU has no data sheet here
+
+
+def test_a_memory_in_a_gpus_name_is_the_gpus():
+    assert cluster_of(Request(1, 1, "a100-40gb")).memory_gb == 40
+    assert cluster_of(Request(1, 1, "a100-40gb", memory_gb=39)).memory_gb == 39
+    assert cluster_of(Request(1, 1, "NVIDIA A100-SXM4-80GB")).memory_gb == 80
+    assert cluster_of(Request(1, 1, "gb200")).memory_gb == 186
 
 
 def test_a_batch_too_small_for_the_cluster_is_refused(capsys: pytest.CaptureFixture[str]):

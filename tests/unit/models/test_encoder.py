@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ovtrain.config.model import PRESETS, ModelConfig
-from ovtrain.costs.encoder import activation_bytes, parameters
+from ovtrain.costs.encoder import NUMBER_BYTES, activation_bytes, parameters
+from ovtrain.costs.parameters import table
+from ovtrain.costs.zero import cast_bytes
 from ovtrain.models.encoder import Encoder, build_encoder
 from ovtrain.ops.patchify import normalise_patches
 
@@ -60,6 +62,17 @@ def test_activations_cost_what_autograd_saves(dtype: torch.dtype):
     """But for the norms' statistics and the rotation tables, 2 % of so narrow an encoder."""
     kept = kept_bytes(build_encoder(TINY, seed=0).to(dtype), 512)
     counted = activation_bytes(TINY.size, 512, number_bytes=dtype.itemsize)
+    assert counted < kept < 1.03 * counted
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_autocast_keeps_bf16_activations_and_copies_of_the_weights():
+    encoder = build_encoder(TINY, seed=0)
+    copies = cast_bytes(table(TINY.size), 0, "bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = kept_bytes(encoder, 512)
+    counted = activation_bytes(TINY.size, 512, number_bytes=NUMBER_BYTES["bf16"]) + copies
+    assert copies == 2 * parameters(TINY.size)
     assert counted < kept < 1.03 * counted
 
 
