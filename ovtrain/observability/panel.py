@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from ovtrain.observability.history import Row, column
-from ovtrain.observability.report.charts import number
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.runs import VIDEO_VIEWS, Run, is_number, part, why
 
 BLOCKS = "▁▂▃▄▅▆▇█"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ovtrain.observability.history import METRICS, Row, read_object
 from ovtrain.observability.report import compared, data, faults, learning, loading, training
-from ovtrain.observability.report.charts import number
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, page, table, tiles
 from ovtrain.observability.runs import Run, read_runs
 from ovtrain.schema.atomic import atomic_open

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ovtrain.observability.history import Row, column
-from ovtrain.observability.report.charts import Series, line_chart, number
+from ovtrain.observability.report.charts import COLORS, Series, line_chart
 from ovtrain.observability.report.data import PANELS, pictures
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 from ovtrain.observability.report.training import (
     LOSSES,
@@ -172,7 +173,7 @@ def _progress(runs: list[Run]) -> list[Series]:
     for run, color in zip(runs, colors(runs), strict=True):
         timed = [row for row in run.lines if "time" in row and row.get("event") != "fault"]
         points = [((r["time"] - timed[0]["time"]) / 3600, float(r["step"])) for r in timed]
-        found.append(Series(run.label, points, color))
+        found.append(Series(run.label, points, color, run.control or color not in COLORS))
     return found
 
 
