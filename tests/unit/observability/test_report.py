@@ -33,7 +33,8 @@ def test_nothing_is_fetched_and_names_are_escaped(tmp_path):
     assert "<b>nod</b>" not in page
 
 
-def test_an_empty_folder_names_what_is_absent(tmp_path):
+def test_an_empty_demo_names_what_is_absent(tmp_path):
+    (tmp_path / "demo.json").write_text("{}")
     page = write_report([tmp_path]).read_text()
     check_markup(page)
     assert page.count('class="absent"') == 11

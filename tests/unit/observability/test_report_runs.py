@@ -87,6 +87,17 @@ def test_what_is_no_run_is_a_typed_error(tmp_path: Path):
         write_report([tmp_path / "a", tmp_path / "b"])
 
 
+def test_a_folder_of_runs_compares_them(tmp_path: Path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, video=True)
+    page = write_report([tmp_path]).read_text()
+    assert "2 runs compared" in page
+    assert (tmp_path / "report.html").is_file()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OvtrainError, match=r"empty: no metrics\.jsonl below it"):
+        write_report([tmp_path / "empty"])
+
+
 @pytest.mark.parametrize("content", ["", '{"event": "start", "step": 0, "time": 5.0}\n', "{"])
 def test_a_run_without_rows_has_a_page(tmp_path: Path, content: str):
     (tmp_path / "metrics.jsonl").write_text(content)
