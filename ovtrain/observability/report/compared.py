@@ -96,14 +96,16 @@ def _of(step: int, total: int) -> str:
 
 def _state(run: Run) -> str:
     """How a run stands, as far as its metrics tell."""
+    if run.ended_by is not None:
+        return f"ended by a fault, {_when(run.ended_by)}"
     if run.finished:
         return f"finished {_when(run.rows[-1])}"
     if not run.lines:
         return "no rows yet"
-    end = run.lines[-1]
+    end = run.heard
     if end.get("event") == "stop":
         return f"stopped after saving, {_when(end)}"
-    return f"last row {_when(end)}"
+    return f"{'started' if end.get('event') == 'start' else 'last row'} {_when(end)}"
 
 
 def _when(row: Row) -> str:
