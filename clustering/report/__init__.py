@@ -20,7 +20,7 @@ from clustering.report.folder import Folder, named
 from clustering.report.nearest import chosen_centers
 from ovtrain.data.shards import ShardReader
 from ovtrain.observability.history import Row
-from ovtrain.observability.report.charts import number
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import page, tiles
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import OvtrainError

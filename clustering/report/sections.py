@@ -9,7 +9,8 @@ from typing import Any
 
 from clustering.report.folder import Folder
 from ovtrain.observability.history import Row, column
-from ovtrain.observability.report.charts import COLORS, Series, histogram, line_chart, number
+from ovtrain.observability.report.charts import COLORS, Series, histogram, line_chart
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 
 LINES = 12

@@ -21,7 +21,7 @@ from ovtrain.engine.collector import StepCollector
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.watchdog import Watchdog
 from ovtrain.observability.ranks import RankRow, RankWatch, peak_memory_mib, rank_metrics
-from ovtrain.observability.sinks import HUNG
+from ovtrain.observability.sinks import HUNG, RANK
 from ovtrain.observability.spikes import SpikeDetector
 from ovtrain.schema.errors import OvtrainError
 
@@ -108,7 +108,7 @@ class Health:
         self._warm = True
         for line in warnings if self.world.is_main else ():
             log.warning(line)
-            self._fault("rank", step, line)
+            self._fault(RANK, step, line)
         return times | rank_metrics(rows)
 
     def _hung(self, message: str) -> None:

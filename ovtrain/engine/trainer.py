@@ -17,15 +17,17 @@ from ovtrain.data.views import VIEWS
 from ovtrain.distributed.context import World
 from ovtrain.engine import quarantine
 from ovtrain.engine.build import Parts
-from ovtrain.engine.health import Health
+from ovtrain.engine.health import Health, LossRise
 from ovtrain.engine.journal import Journal
 from ovtrain.engine.preemption import StopRequest
 from ovtrain.engine.run_directory import code_state
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.step import StepResult
 from ovtrain.engine.tally import Tally
-from ovtrain.engine.verdict import Verdict
+from ovtrain.engine.verdict import NonFiniteLoss, Verdict
+from ovtrain.observability.sinks import STOPPED
 from ovtrain.optim.schedule import learning_rate
+from ovtrain.schema.errors import OvtrainError
 from ovtrain.schema.status import SAVED
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,11 @@ class Trainer:
                 self.parts.checkpoints.wait()
             if state.step < steps:
                 self.journal.stop(state.step, SAVED)
+        except (NonFiniteLoss, LossRise):
+            raise  # on record as what they are
+        except OvtrainError as error:
+            self.journal.fault(STOPPED, state.step + 1, f"{type(error).__name__}: {error}")
+            raise
         finally:
             self._close()
         return state.step == steps

@@ -22,21 +22,24 @@ class Tail:
     is read anew."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[int, int, list[Row]]] = {}
+        self._known: dict[Path, tuple[int, bytes, list[Row]]] = {}
 
     def read(self, path: Path) -> list[Row]:
         """All so far, but for a last line without its end."""
-        about = path.stat()
-        inode, at, rows = self._known.get(path, (0, 0, []))
-        if inode != about.st_ino or about.st_size < at:
-            at, rows = 0, []
+        at, last, rows = self._known.get(path, (0, b"", []))
         with open(path, "rb") as handle:
-            handle.seek(at)
+            # An inode may be given again, and a new file be longer: only the last line that was
+            # read, still in its place, says that what is before it is the same. Lines hold times.
+            handle.seek(at - len(last))
+            if handle.read(len(last)) != last:
+                handle.seek(0)
+                at, last, rows = 0, b"", []
             raw = handle.read()
         whole = raw[: raw.rfind(b"\n") + 1]
         lines = whole.decode(errors="replace").splitlines()
         rows = rows + [row for line in lines if (row := parse_row(line)) is not None]
-        self._known[path] = (about.st_ino, at + len(whole), rows)
+        last = whole[whole.rfind(b"\n", 0, -1) + 1 :] or last
+        self._known[path] = (at + len(whole), last, rows)
         return rows
 
 

@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from ovtrain.observability.history import Row, column
-from ovtrain.observability.report.charts import number
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.runs import VIDEO_VIEWS, Run, is_number, part, why
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -20,6 +20,8 @@ RECENT = 10
 """Rows whose mean is called the present loss."""
 OVERDUE, LEAST_OVERDUE = 5.0, 120.0
 """Times the usual time between rows, and seconds, after which a run is called silent."""
+START_OVERDUE = 3600.0
+"""Least seconds after a start, which loads and compiles, or where no usual time is known."""
 MOST_LINES = 3
 """Of one fact."""
 SHOWN = 8
@@ -33,7 +35,7 @@ def describe(run: Run, width: int, now: float) -> list[Text]:
         last = run.rows[-1]
         lines += _curves(run, width)
         lines += _facts("speed", _speed(last), width)
-        lines += _facts("step", _step(last), width)
+        lines += _facts("step", _step(run, last), width)
         lines += _facts("memory", _memory(last), width)
         lines += _facts("loading", _loading(last), width)
         lines += _facts("views", _views(run), width)
@@ -68,7 +70,7 @@ def _progress(run: Run, width: int, now: float) -> list[Text]:
         lines.append(bar.append(f" {100 * share:5.1f} %"))
     line = Text(f"step {step:,}" + (f" of {total:,}" if total else "") + "   ")
     pace = run.seconds_per_step()
-    state, goes_on = _state(run, pace, now)
+    state, goes_on = _state(run, now)
     line.append_text(state)
     if total and goes_on and pace is not None:
         line.append(f"   {duration(pace * (total - step))} to go")
@@ -77,23 +79,26 @@ def _progress(run: Run, width: int, now: float) -> list[Text]:
     return [*lines, line]
 
 
-def _state(run: Run, pace: float | None, now: float) -> tuple[Text, bool]:
+def _state(run: Run, now: float) -> tuple[Text, bool]:
     """How the run stands, and whether it seems to go on."""
     if not run.lines:
         return Text("no rows yet", style="yellow"), False
-    end = run.lines[-1]
+    end = run.ended_by or run.heard
     age = now - end["time"] if is_number(end.get("time")) else None
     ago = f"{duration(age)} ago" if age is not None else "at an unknown time"
+    if run.ended_by is not None:
+        return Text(f"ended by a fault {ago}", style="red"), False
     if run.finished:
         return Text(f"finished {ago}", style="green"), False
     if end.get("event") == "stop":
         return Text(f"stopped after saving, {ago}", style="yellow"), False
-    if not run.rows or end.get("event") == "start":
-        return Text(f"started {ago}"), True
-    usual = pace * (run.rows[-1]["step"] - run.rows[-2]["step"]) if pace else 0.0
-    if age is not None and age > max(OVERDUE * usual, LEAST_OVERDUE):
-        return Text(f"last row {ago}: silent", style="red"), False
-    return Text(f"last row {ago}"), True
+    started = not run.rows or end.get("event") == "start"
+    line = f"{'started' if started else 'last row'} {ago}"
+    usual = run.seconds_between_rows()
+    least = START_OVERDUE if started or usual is None else LEAST_OVERDUE
+    if age is not None and age > max(OVERDUE * (usual or 0.0), least):
+        return Text(f"{line}: silent", style="red"), False
+    return Text(line), True
 
 
 def _curves(run: Run, width: int) -> list[Text]:
@@ -154,7 +159,7 @@ def _speed(last: Row) -> list[str]:
     return [fact for fact in facts if fact]
 
 
-def _step(last: Row) -> list[str]:
+def _step(run: Run, last: Row) -> list[str]:
     facts = [_unit(last, "step_ms", "ms")]
     if share := _percent(last, "data_wait"):
         facts.append(f"data wait {share}")
@@ -162,7 +167,7 @@ def _step(last: Row) -> list[str]:
             facts[-1] += f" ({last['data_wait_ms']:.3g} ms)"
     if share := _percent(last, "comm"):
         facts.append(f"communication {share}")
-    if is_number(last.get("slowest_rank")) and last["slowest_rank"]:
+    if is_number(last.get("slowest_rank")) and run.about.get("world_size") != 1:
         facts.append(f"slowest rank {last['slowest_rank']}")
     return [fact for fact in facts if fact]
 

@@ -17,12 +17,21 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ovtrain.observability.history import EVENT, METRICS, Row, read_lines, read_object
+from ovtrain.observability.sinks import STOPPED
 from ovtrain.schema.errors import OvtrainError
 
 PLACE = ("world_size", "hosts", "device", "job", "code")
 VIDEO_VIEWS = ("codec", "frames", "tiling")
 RECENT = 20
 """Rows that say how fast a run is now."""
+
+
+ENDING = ("nonfinite", STOPPED)
+"""Faults that end a run, whatever its config."""
+
+
+class NoRun(OvtrainError):
+    """No run is where one was looked for."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,27 @@ class Run:
     def finished(self) -> bool:
         return 0 < self.total_steps <= self.step
 
+    @property
+    def heard(self) -> Row:
+        """The last line that shows it alive: faults do not."""
+        return next((row for row in reversed(self.lines) if row.get(EVENT) != "fault"), {})
+
+    @property
+    def ended_by(self) -> Row | None:
+        """The fault that ended the last start, where one did."""
+        end = self.lines[-1] if self.lines else {}
+        rise = ("rise",) if part(self.config, "guards").get("on_spike") == "stop" else ()
+        ended = end.get(EVENT) == "fault" and end.get("kind") in (*ENDING, *rise)
+        return end if ended else None
+
+    def seconds_between_rows(self) -> float | None:
+        """Of the recent rows of the last segment that has two."""
+        for segment in reversed(self.segments):
+            times = [row["time"] for row in segment.rows[-RECENT:] if is_number(row.get("time"))]
+            if len(times) > 1:
+                return median(b - a for a, b in pairwise(times))
+        return None
+
     def seconds_per_step(self) -> float | None:
         """Of the recent rows of the last segment, saves and waits included."""
         rows = self.segments[-1].rows[-RECENT:] if self.segments else []
@@ -179,7 +209,7 @@ def read_run(metrics: Path, name: str, label: str, read: Reader = read_lines) ->
 
 def read_runs(paths: Sequence[Path], read: Reader = read_lines) -> list[Run]:
     """The runs at or below ``paths``, in their order, each under the shortest end of its path that
-    no other has. Raises OvtrainError where a path holds none."""
+    no other has. Raises NoRun where a path holds none."""
     found = list(dict.fromkeys(file for path in paths for file in find_metrics(path)))
     places = [_place(file).parts for file in found]
     longest = max(map(len, places))
@@ -198,13 +228,17 @@ def _distinct(places: list[tuple[str, ...]], length: int) -> bool:
 
 
 def find_metrics(path: Path) -> list[Path]:
-    """``path`` itself where it is a file, else each metrics.jsonl below it, sorted. Raises
-    OvtrainError where there is none."""
+    """``path`` itself where it is a file, else each metrics.jsonl below it, sorted. Raises NoRun
+    where there is none."""
     if path.is_file():
         return [path]
     found = sorted(p for p in path.rglob(METRICS) if "checkpoints" not in p.parts)
     if not found:
-        raise OvtrainError(str(path), f"no {METRICS} below it", fix="name a run directory")
+        raise NoRun(
+            str(path),
+            f"no {METRICS} below it",
+            fix="name a run directory; if it is one, its job has not begun to train",
+        )
     return found
 
 

@@ -17,9 +17,12 @@ from ovtrain.observability.history import EVENT, read_lines
 from ovtrain.schema.atomic import atomic_open
 
 MET_AGAIN = "fault"
-"""The one event that a resumed run meets again, as it does its steps."""
-HUNG = "hung"
-"""A fault of the machine and the hour, which is not met again."""
+"""The one event that a resumed run meets again, as it does its steps; but for those that STAY."""
+HUNG, RANK = "hung", "rank"
+"""Faults of the machine and the hour, which are not met again."""
+STOPPED = "stopped"
+"""The fault of a start that an error ended."""
+STAY = (HUNG, RANK, STOPPED)
 
 
 class Sink(Protocol):
@@ -48,14 +51,16 @@ class JsonlSink:
     def truncate_after(self, step: int) -> None:
         """Drop what a run resumed at ``step`` meets, and writes, again: metrics and faults of later
         steps. Starts and stops stay, whatever their step."""
-        self._file.close()
-        kept = [row for row in read_lines(self.path) if row.get("step", 0) <= step or _stays(row)]
-        with atomic_open(self.path, "w") as handle:
-            handle.writelines(json.dumps(row) + "\n" for row in kept)
-        self._file = open(self.path, "a")  # noqa: SIM115
+        with self._lock:  # no row of another thread is lost between the files
+            kept = [r for r in read_lines(self.path) if r.get("step", 0) <= step or _stays(r)]
+            with atomic_open(self.path, "w") as handle:
+                handle.writelines(json.dumps(row) + "\n" for row in kept)
+            self._file.close()
+            self._file = open(self.path, "a")  # noqa: SIM115
 
     def close(self) -> None:
-        self._file.close()
+        with self._lock:
+            self._file.close()
 
     def _end_torn_line(self) -> None:
         """A killed writer may leave half a line; a new row must not be glued to it."""
@@ -65,7 +70,7 @@ class JsonlSink:
 
 
 def _stays(row: Mapping[str, Any]) -> bool:
-    return EVENT in row and (row[EVENT] != MET_AGAIN or row.get("kind") == HUNG)
+    return EVENT in row and (row[EVENT] != MET_AGAIN or row.get("kind") in STAY)
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

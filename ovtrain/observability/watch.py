@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ovtrain.observability.history import Tail, read_lines
 from ovtrain.observability.panel import describe
-from ovtrain.observability.runs import Run, read_runs
+from ovtrain.observability.runs import NoRun, Reader, Run, read_runs
 
 CLEAR = "\x1b[H\x1b[J"
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -32,7 +32,8 @@ def watch(
     width: int | None = None,
 ) -> None:
     """Print the view of the run at ``path`` (a folder, or a copy of its metrics.jsonl), or of the
-    runs below it, once; or again every ``interval`` seconds until interrupted."""
+    runs below it, once; or again every ``interval`` seconds until interrupted, from before there is
+    one. Raises NoRun where there is none to show once."""
     to = sys.stdout if stream is None else stream
     console = Console(file=to, width=width, highlight=False, soft_wrap=True)
     live = follow and console.is_terminal
@@ -41,7 +42,7 @@ def watch(
         console.width = PLAIN_WIDTH
     try:
         while True:
-            shown = _blocks(read_runs([path], read), console.width)
+            shown = _shown(path, read, console.width, wait=follow)
             if live:
                 # Kept to the screen's height: what scrolls away could not be drawn over.
                 to.write(HIDE + CLEAR)
@@ -59,6 +60,16 @@ def watch(
         if live:
             to.write(SHOW)
             to.flush()
+
+
+def _shown(path: Path, read: Reader, width: int, *, wait: bool) -> list[Text]:
+    """``wait``: no run yet is no error."""
+    try:
+        return _blocks(read_runs([path], read), width)
+    except NoRun:
+        if not wait:
+            raise
+    return [Text(f"{path}: no rows yet", style="yellow")]
 
 
 def _blocks(runs: list[Run], width: int) -> list[Text]:

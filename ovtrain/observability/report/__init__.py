@@ -13,23 +13,25 @@ from pathlib import Path
 
 from ovtrain.observability.history import METRICS, Row, read_object
 from ovtrain.observability.report import compared, data, faults, learning, loading, training
-from ovtrain.observability.report.charts import number
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, page, table, tiles
 from ovtrain.observability.runs import Run, read_runs
 from ovtrain.schema.atomic import atomic_open
 from ovtrain.schema.errors import OvtrainError
 
 REPORT = "report.html"
+DEMO = (Path("demo.json"), Path("stages.json"), learning.RESULT)
+"""A folder that holds one of them is a demo's."""
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page about ``paths``, return where it is: ``out``, or else REPORT in the one folder
-    that was named, or REPORT here. Raises OvtrainError where a path is absent or no run."""
+    that was named, or REPORT here. Raises OvtrainError where a path is absent or holds no run."""
     for path in paths:
         if not path.exists():
             raise OvtrainError(str(path), "no such folder or file", fix="name a demo or run folder")
     one = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-    if one is not None and not (one / METRICS).is_file():
+    if one is not None and not (one / METRICS).is_file() and _is_demo(one):
         text = _folder_page(one)
     else:
         text = _run_page(read_runs(paths))
@@ -37,6 +39,10 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     with atomic_open(target, "w") as handle:
         handle.write(text)
     return target
+
+
+def _is_demo(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in DEMO)
 
 
 def _run_page(runs: list[Run]) -> str:

@@ -10,13 +10,18 @@
   const charts = [];
   let smoothing = 0;
 
+  const FLAT = 1e-9;  // a spread that is a smaller share of the values is rounding, no change
+
   const round = (v, digits) => +v.toPrecision(digits);
-  function short(v, digits = 4) {
-    const size = Math.abs(v);
-    if (size && size < 1e-3) return round(v, digits).toExponential();
-    for (const [limit, unit, by] of [[1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e4, 'k', 1e3]])
-      if (size >= limit) return round(v / (by || limit), digits) + unit;
-    return String(round(v, size >= 1000 ? 5 : digits));
+  const flat = (low, high) =>
+    !(high - low > Math.max(FLAT * Math.max(Math.abs(low), Math.abs(high)), 1e-300));
+  function short(v, digits = 4) {  // rounded first, so that 999,970 is 1M, not 1000k
+    const shown = round(v, digits), size = Math.abs(shown);
+    if (size && size < 1e-3) return shown.toExponential();
+    for (const [limit, unit, by] of [[1e18, 'E'], [1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'],
+      [1e4, 'k', 1e3]])
+      if (size >= limit) return round(shown / (by || limit), digits) + unit;
+    return String(size >= 1000 ? round(v, 5) : shown);
   }
 
   function add(parent, name, attributes, text) {
@@ -27,13 +32,12 @@
     return node;
   }
 
-  function ticks(low, high, most) {
+  function ticks(low, high, most) {  // at most `most` + 1
+    if (flat(low, high)) return [round(low, 12)];
     const raw = (high - low) / most, power = 10 ** Math.floor(Math.log10(raw));
     const step = power * ([1, 2, 5].find(m => power * m >= raw * 0.999) || 10);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++)
-      found.push(round(i * step, 12));
-    return found;
+    const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+    return Array.from({length: last - first + 1}, (_, i) => round((first + i) * step, 12));
   }
 
   function logTicks(low, high) {  // powers of ten; between them where there is room
@@ -106,7 +110,7 @@
       if (!ys.length) return this.log ? [0.1, 1] : [0, 1];
       const low = ys.reduce((a, b) => Math.min(a, b)), high = ys.reduce((a, b) => Math.max(a, b));
       if (this.log) return [low / 1.1, high * 1.1];
-      const pad = (high - low) * 0.06 || Math.max(Math.abs(high) * 0.1, 1e-3);
+      const pad = flat(low, high) ? Math.max(Math.abs(high) * 0.1, 1e-3) : (high - low) * 0.06;
       return [low - pad, high + pad];
     }
 
@@ -226,6 +230,7 @@
     }
 
     zoomTo(range) {  // charts over the same axis go together
+      if (range && flat(...range)) return;
       for (const chart of this.data.link ? charts : [this])
         if (chart === this || chart.data.link === this.data.link) {
           chart.zoom = range;

@@ -7,23 +7,29 @@ legend that hides lines, logarithmic scale and smoothing.
 
 from __future__ import annotations
 
+import colorsys
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+
+from ovtrain.observability.report.numbers import flat, number, ticks
 
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 34
 MOST_POINTS, STILL_POINTS = 1200, 300
 """Of a line: those that can be zoomed into, those of the drawing for readers without scripts."""
 COLORS = ("#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#db2777", "#4d7c0f")
+COLORS += ("#b91c1c", "#111827", "#713f12")
+GOLDEN = 0.618
+"""Of the circle of hues, from one colour to the next where COLORS are used up: none comes again."""
 CONTROL, NEUTRAL = "#d97706", "#94a3b8"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) of one line; ``control`` runs are dashed and orange."""
+    """Points (x, y) of one line; ``control`` runs are dashed and orange, others are dashed where
+    their colour is none of COLORS."""
 
     name: str
     points: list[tuple[float, float]]
@@ -52,28 +58,12 @@ class Bar:
     dots: list[float] = field(default_factory=list[float])
 
 
-def number(value: float, digits: int = 3) -> str:
-    """Short text of a number: 1234567 -> 1.23M, 0.00012 -> 0.00012."""
-    if value != value or abs(value) == math.inf:
-        return str(value)
-    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
-    if float(value).is_integer():
-        return str(int(value))
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
-
-
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high]."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    raw = span / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def color(number: int) -> str:
+    """That of line ``number``, counted from 0; no two have the same."""
+    if number < len(COLORS):
+        return COLORS[number]
+    rgb = colorsys.hls_to_rgb(number * GOLDEN % 1, 0.4, 0.6)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 def thinned(
@@ -180,10 +170,9 @@ def _still(drawn: Sequence[Series], x_label: str, y_label: str) -> str:
     """The drawing for readers without scripts."""
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
-    pad = (max(ys) - min(ys)) * 0.06 or max(abs(max(ys)) * 0.1, 1e-3)
-    frame = _Frame(
-        min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, min(ys) - pad, max(ys) + pad
-    )
+    low, high = min(ys), max(ys)
+    pad = max(abs(high) * 0.1, 1e-3) if flat(low, high) else (high - low) * 0.06
+    frame = _Frame(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, low - pad, high + pad)
     body = frame.axes(x_label, y_label)
     for s in drawn:
         points = thinned(s.points, STILL_POINTS)

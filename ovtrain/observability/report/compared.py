@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ovtrain.observability.history import Row, column
-from ovtrain.observability.report.charts import Series, line_chart, number
+from ovtrain.observability.report.charts import COLORS, Series, line_chart
 from ovtrain.observability.report.data import PANELS, pictures
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 from ovtrain.observability.report.training import (
     LOSSES,
@@ -95,14 +96,16 @@ def _of(step: int, total: int) -> str:
 
 def _state(run: Run) -> str:
     """How a run stands, as far as its metrics tell."""
+    if run.ended_by is not None:
+        return f"ended by a fault, {_when(run.ended_by)}"
     if run.finished:
         return f"finished {_when(run.rows[-1])}"
     if not run.lines:
         return "no rows yet"
-    end = run.lines[-1]
+    end = run.heard
     if end.get("event") == "stop":
         return f"stopped after saving, {_when(end)}"
-    return f"last row {_when(end)}"
+    return f"{'started' if end.get('event') == 'start' else 'last row'} {_when(end)}"
 
 
 def _when(row: Row) -> str:
@@ -172,7 +175,7 @@ def _progress(runs: list[Run]) -> list[Series]:
     for run, color in zip(runs, colors(runs), strict=True):
         timed = [row for row in run.lines if "time" in row and row.get("event") != "fault"]
         points = [((r["time"] - timed[0]["time"]) / 3600, float(r["step"])) for r in timed]
-        found.append(Series(run.label, points, color))
+        found.append(Series(run.label, points, color, run.control or color not in COLORS))
     return found
 
 

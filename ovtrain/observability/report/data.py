@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ovtrain.observability.history import Row, read_object, read_rows
-from ovtrain.observability.report.charts import histogram, number
+from ovtrain.observability.report.charts import histogram
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 
 MOST_PICTURES, LARGEST = 4, 4 * 2**20

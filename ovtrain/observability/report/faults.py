@@ -6,7 +6,7 @@ from collections import Counter
 from html import escape
 
 from ovtrain.observability.history import Row, read_rows
-from ovtrain.observability.report.charts import number
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 from ovtrain.observability.report.training import clock
 from ovtrain.observability.runs import Run

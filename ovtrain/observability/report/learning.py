@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ovtrain.observability.history import Row, read_object
-from ovtrain.observability.report.charts import COLORS, CONTROL, NEUTRAL, Bar, bar_chart, number
+from ovtrain.observability.report.charts import COLORS, CONTROL, NEUTRAL, Bar, bar_chart
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 
 RESULT = Path("probe") / "result.json"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from html import escape
 
 from ovtrain.observability.history import column
-from ovtrain.observability.report.charts import COLORS, Series, line_chart
+from ovtrain.observability.report.charts import Series, color, line_chart
 from ovtrain.observability.report.page import Section, absent
 from ovtrain.observability.report.training import marks
 from ovtrain.observability.runs import Run
@@ -44,5 +44,5 @@ def _charts(run: Run) -> str:
     )
 
 
-def _line(run: Run, key: str, name: str, color: int) -> Series:
-    return Series(name, column(run.rows, key), COLORS[color % len(COLORS)])
+def _line(run: Run, key: str, name: str, place: int) -> Series:
+    return Series(name, column(run.rows, key), color(place))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
+from itertools import count
 from pathlib import Path
 
 from ovtrain.observability.history import METRICS, Row, column
@@ -19,9 +20,10 @@ from ovtrain.observability.report.charts import (
     NEUTRAL,
     Mark,
     Series,
+    color,
     line_chart,
-    number,
 )
+from ovtrain.observability.report.numbers import number
 from ovtrain.observability.report.page import Section, absent, table
 from ovtrain.observability.runs import VIDEO_VIEWS, Run, read_run, why
 
@@ -99,12 +101,12 @@ def marks(runs: list[Run]) -> list[Mark]:
     return [
         Mark(
             float(start.get("step", 0)),
-            f"{run.label}: restart {count} at step {start.get('step')}, {clock(start)}"
+            f"{run.label}: restart {attempt} at step {start.get('step')}, {clock(start)}"
             + (f"; before it: {why(start)}" if why(start) else ""),
-            color if len(runs) > 1 else CONTROL,
+            shade if len(runs) > 1 else CONTROL,
         )
-        for run, color in zip(runs, colors(runs), strict=True)
-        for count, start in enumerate(run.restarts, 1)
+        for run, shade in zip(runs, colors(runs), strict=True)
+        for attempt, start in enumerate(run.restarts, 1)
     ]
 
 
@@ -119,15 +121,15 @@ def lines(runs: list[Run], key: str, scale: float = 1.0) -> list[Series]:
         Series(
             f"{run.label} (control)" if run.control else run.label,
             [(step, scale * value) for step, value in column(run.rows, key)],
-            color,
-            run.control,
+            shade,
+            run.control or shade not in COLORS,
         )
-        for run, color in zip(runs, colors(runs), strict=True)
+        for run, shade in zip(runs, colors(runs), strict=True)
     ]
 
 
 def colors(runs: list[Run]) -> list[str]:
-    free = iter(COLORS * len(runs))
+    free = map(color, count())
     return [CONTROL if run.control else next(free) for run in runs]
 
 
@@ -138,8 +140,8 @@ def view_section(runs: list[Run]) -> Section:
     if not rows:
         return Section(title, absent("No run has logged view counts."))
     key = " ".join(
-        f'<i style="background:{color};display:inline-block;width:10px;height:10px"></i> {name}'
-        for name, color in VIEW_COLORS.items()
+        f'<i style="background:{shade};display:inline-block;width:10px;height:10px"></i> {name}'
+        for name, shade in VIEW_COLORS.items()
     )
     head = ("run", "codec", "frames", "tiling", "asked", "image samples", "shares of all samples")
     text = '<p class="sub">Shares of the video samples by view, realised against asked. '
@@ -153,9 +155,9 @@ def _view_cells(run: Run) -> list[str] | None:
     total, video = sum(views.values()), sum(views.values()) - views["image"]
     shares = [f"{views[name] / video:.3f}" if video else "–" for name in VIDEO_VIEWS]
     strip = "".join(
-        f'<i style="width:{100 * count / (total or 1):.2f}%;background:{VIEW_COLORS[name]}" '
-        f'title="{name}: {count}"></i>'
-        for name, count in views.items()
+        f'<i style="width:{100 * found / (total or 1):.2f}%;background:{VIEW_COLORS[name]}" '
+        f'title="{name}: {found}"></i>'
+        for name, found in views.items()
     )
     asked = _asked(run) if video else "–"
     bar = f'<div class="share">{strip}</div>'

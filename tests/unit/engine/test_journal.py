@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ovtrain.config.train import RunConfig, TrainConfig
+from ovtrain.data.faults import TooManyBad
 from ovtrain.engine.build import build
 from ovtrain.engine.journal import Journal
 from ovtrain.engine.trainer import Trainer
@@ -57,14 +58,16 @@ def test_a_resumed_run_forgets_what_it_meets_again_and_nothing_else(config, tmp_
     for step in (1, 2, 3):
         journal.write({"step": step, "loss": 1.0})
         journal.fault("spike", step, "")
-    journal.fault("hung", 4, "")
+    for kind in ("hung", "rank", "stopped"):
+        journal.fault(kind, 4, "")
     journal.stop(3, "")
     journal.close()
     start(config, 2).close()
     path = tmp_path / "metrics.jsonl"
     assert [row["step"] for row in read_rows(path)] == [1, 2]
     names = [row.get("kind", row["event"]) + str(row["step"]) for row in read_events(path)]
-    assert names == ["start0", "spike1", "spike2", "hung4", "stop3", "start2"]
+    stay = ["hung4", "rank4", "stopped4", "stop3"]
+    assert names == ["start0", "spike1", "spike2", *stay, "start2"]
 
 
 def test_other_ranks_write_nothing(config: TrainConfig, tmp_path: Path):
@@ -99,6 +102,22 @@ def test_a_stopped_run_goes_on_with_the_same_rows(setup_folder: Path, tmp_path: 
         *(("start", 0), ("row", 2), ("stop", 3)),
         *(("start", 3), ("row", 4), ("row", 6)),
     ]
+
+
+def test_an_error_that_ends_a_run_is_a_fault_on_record(setup_folder: Path, tmp_path: Path):
+    config = small(setup_folder, tmp_path)
+    with keep_signals():
+        parts = build(config, world())
+
+        def refuse(batch, step):
+            raise TooManyBad("a source", "nothing can be read")
+
+        parts.step.run = refuse
+        with pytest.raises(TooManyBad):
+            Trainer(config, parts, world()).fit()
+    _, fault = read_events(tmp_path / "metrics.jsonl")
+    assert (fault["kind"], fault["step"]) == ("stopped", 1)
+    assert fault["message"] == "TooManyBad: a source: nothing can be read"
 
 
 def test_a_skipped_step_is_a_fault_on_record(setup_folder: Path, tmp_path: Path):

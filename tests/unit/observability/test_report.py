@@ -1,18 +1,13 @@
 """The report is one self-contained page, in a real browser too, and copes with absent inputs."""
 
 import json
+import math
 
 import pytest
 
 from ovtrain.observability.report import write_report
-from ovtrain.observability.report.charts import (
-    MOST_POINTS,
-    Series,
-    line_chart,
-    number,
-    thinned,
-    ticks,
-)
+from ovtrain.observability.report.charts import MOST_POINTS, Series, color, line_chart, thinned
+from ovtrain.observability.report.numbers import number, ticks
 from ovtrain.schema.errors import OvtrainError
 from tests.helpers.browser import check_markup, check_self_contained, look
 from tests.unit.observability.folder import write_demo
@@ -38,7 +33,8 @@ def test_nothing_is_fetched_and_names_are_escaped(tmp_path):
     assert "<b>nod</b>" not in page
 
 
-def test_an_empty_folder_names_what_is_absent(tmp_path):
+def test_an_empty_demo_names_what_is_absent(tmp_path):
+    (tmp_path / "demo.json").write_text("{}")
     page = write_report([tmp_path]).read_text()
     check_markup(page)
     assert page.count('class="absent"') == 11
@@ -81,6 +77,27 @@ def test_ticks_are_round_and_inside():
     assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert ticks(0.13, 0.87, 4) == [0.2, 0.4, 0.6, 0.8]
     assert ticks(3, 3) == [3]
+
+
+def test_a_spread_that_is_rounding_is_no_axis():
+    value = 45678.9
+    nearly = math.nextafter(value, math.inf)
+    assert ticks(value, nearly) == [value]
+    assert ticks(0.0, 5e-324) == [0.0]
+    chart = line_chart("t", [Series("a", [(1.0, value), (2.0, nearly)])], "x", "y")
+    assert ">42k<" in chart  # a tenth above and below it
+    assert ">50k<" in chart
+
+
+def test_a_number_is_rounded_before_its_unit_is_chosen():
+    found = [number(v) for v in (999.7, 999_700.0, 9999.7, 9995.5, -999_700.0, 999_999_999)]
+    assert found == ["1000", "1M", "10k", "9996", "-1M", "1G"]
+    assert [number(v, 4) for v in (99_996.0, 999.97, 1234)] == ["100k", "1000", "1234"]
+    assert number(6.55e18) == "6.55E"
+
+
+def test_no_two_lines_have_one_colour():
+    assert len({color(n) for n in range(40)}) == 40
 
 
 def test_numbers_are_short():

@@ -26,7 +26,8 @@ def made_up(folder: Path, lr: float, source: str = "image") -> Path:
     config["data"]["sources"][0] |= {"name": source, "shards": str(folder / "data" / "video")}
     path = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [{**row, "time": 1000.0 + row["step"]} for row in rows]
+    same = {"memory_mib_max": 45678.9}  # smoothing it gives values that differ by rounding
+    rows = [{**row, "time": 1000.0 + row["step"], **same} for row in rows]
     write_lines(path, [start | {"config": config}, *rows, FAULT])
     return folder
 
@@ -86,6 +87,17 @@ def test_what_is_no_run_is_a_typed_error(tmp_path: Path):
         write_report([tmp_path / "a", tmp_path / "b"])
 
 
+def test_a_folder_of_runs_compares_them(tmp_path: Path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, video=True)
+    page = write_report([tmp_path]).read_text()
+    assert "2 runs compared" in page
+    assert (tmp_path / "report.html").is_file()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OvtrainError, match=r"empty: no metrics\.jsonl below it"):
+        write_report([tmp_path / "empty"])
+
+
 @pytest.mark.parametrize("content", ["", '{"event": "start", "step": 0, "time": 5.0}\n', "{"])
 def test_a_run_without_rows_has_a_page(tmp_path: Path, content: str):
     (tmp_path / "metrics.jsonl").write_text(content)
@@ -128,16 +140,23 @@ def test_zoom_hides_scales_and_hover_answer(three: Path, tmp_path: Path):
     name.click(); say(lines(chart).join()===whole.join());
     const log=[...chart.querySelectorAll('.tools button')].find(b=>b.textContent==='log');
     log.click(); say(lines(chart).join()!==whole.join()); log.click();
+    const flat=figure('most memory of a rank');
+    flat.querySelector('.legend button').click();  // the run that is not constant
     const slider=document.querySelector('.smoothing input'); slider.value=.9;
     slider.dispatchEvent(new Event('input'));
     say(lines(chart).length); say(lines(chart)[0]!==lines(chart)[1]);
+    const ys=lines(flat).at(-1).split(' ').map(p=>p.split(',')[1]);
+    say(new Set(ys).size); say([...flat.querySelectorAll('.tick')].map(t=>t.textContent).join(' '));
     """
     said = ask(three, tmp_path, script)
     count, display, tip, *answers = said
     assert (count, display) == (3, "block")
     assert all(name in str(tip) for name in ("step ", "a/run", "b/run"))
     chosen, zoomed, linked, reset, reset_too, left, pressed, back, logged, *smooth = answers
-    assert (chosen, left, pressed, smooth) == (1, 2, "false", [6, True, True])
+    *smooth, heights, levels, fits = smooth
+    assert (chosen, left, pressed, smooth, fits) == (1, 2, "false", [6, True], True)
+    assert heights == 1  # a constant stays a line
+    assert "44k 46k 48k" in str(levels)
     assert all((zoomed, linked, reset, reset_too, back, logged))
 
 

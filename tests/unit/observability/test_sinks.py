@@ -1,6 +1,9 @@
 """metrics.jsonl is exact after a resume, and a torn line harms nothing."""
 
-from ovtrain.observability.history import Tail, column, read_rows
+from threading import Event, Thread
+
+from ovtrain.observability import sinks
+from ovtrain.observability.history import Tail, column, read_lines, read_rows
 from ovtrain.observability.logger import close_handlers, job_logger
 from ovtrain.observability.sinks import JsonlSink
 from ovtrain.observability.throughput import Throughput
@@ -42,6 +45,34 @@ def test_a_growing_file_is_read_on_and_a_rewritten_one_anew(tmp_path):
     sink.write({"step": 3, "again": 1})
     sink.close()
     assert tail.read(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
+
+
+def test_a_file_rewritten_in_place_and_longer_is_read_anew(tmp_path):
+    path, tail = tmp_path / "metrics.jsonl", Tail()
+    path.write_text('{"step": 1, "time": 1}\n{"step": 2, "time": 2}\n')
+    assert len(tail.read(path)) == 2
+    again = '{"step": 1, "time": 1}\n{"step": 2, "time": 7}\n{"step": 3, "time": 8}\n'
+    path.write_text(again)  # the same inode
+    assert [row["time"] for row in tail.read(path)] == [1, 7, 8]
+
+
+def test_a_row_of_another_thread_survives_a_resumption(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.write({"step": 1})
+    started, threads = Event(), []
+
+    def read(path):
+        threads.append(Thread(target=lambda: (started.set(), sink.write({"step": 1, "late": 1}))))
+        threads[0].start()
+        started.wait(5)
+        return read_lines(path)
+
+    monkeypatch.setattr(sinks, "read_lines", read)
+    sink.truncate_after(1)
+    threads[0].join(5)
+    sink.close()
+    assert read_rows(path) == [{"step": 1}, {"step": 1, "late": 1}]
 
 
 def test_column_leaves_out_what_is_not_a_number():

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.cells import cell_len
 
+from launch.commands.inspection import watch as watch_command
 from ovtrain.observability.history import read_rows
 from ovtrain.observability.panel import duration, sparkline
 from ovtrain.observability.watch import watch
@@ -106,8 +110,68 @@ def test_torn_empty_and_odd_files_are_shown(tmp_path, content: str):
     assert shown(tmp_path).startswith(tmp_path.name[:20])
 
 
+def state(path: Path, *lines: Mapping[str, Any]) -> str:
+    """The line of the run's state; times of ``lines`` are seconds from now."""
+    now = time.time()
+    write_lines(path / "metrics.jsonl", [{**row, "time": now + row["time"]} for row in lines])
+    return next(line for line in shown(path).splitlines() if line.startswith("step "))
+
+
+def test_a_start_that_lasts_too_long_is_silent(tmp_path):
+    for seconds, silent in ((-1800, False), (-256_000, True)):
+        assert ("silent" in state(tmp_path, started(0) | {"time": seconds})) is silent
+    rows = [{"step": s, "time": -1e4 + 1e3 * s} for s in (1, 2)]
+    slow = state(tmp_path, started(0) | {"time": -1e4}, *rows, started(2) | {"time": -4000})
+    assert "silent" not in slow  # a row every 17 minutes
+
+
+def test_a_fault_is_no_sign_of_life(tmp_path):
+    rows = [{"step": s, "time": -9e3 + s} for s in (1, 2, 3)]
+    fault = {"event": "fault", "step": 4, "time": -20, "message": "no"}
+    first = started(0) | {"time": -9e3}
+    assert "silent" in state(tmp_path, first, *rows, fault | {"kind": "hung"})
+    for kind in ("nonfinite", "stopped"):
+        line = state(tmp_path, first, *rows, fault | {"kind": kind})
+        assert "ended by a fault 20 s ago" in line
+        assert "to go" not in line
+    rise = fault | {"kind": "rise"}
+    assert "silent" in state(tmp_path, first, *rows, rise)
+    stops = first | {"config": {"guards": {"on_spike": "stop"}}}
+    assert "ended by a fault" in state(tmp_path, stops, *rows, rise)
+
+
+def test_rank_0_can_be_the_slowest_unless_it_is_alone(tmp_path):
+    last = {"step": 1, "time": 0, "slowest_rank": 0}
+    for size, told in ((2, True), (1, False)):
+        state(tmp_path, started(0, world_size=size), last)
+        assert ("slowest rank 0" in shown(tmp_path)) is told
+
+
+def test_following_waits_for_the_first_row(tmp_path, monkeypatch):
+    run, text, naps = tmp_path / "run", io.StringIO(), []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            raise KeyboardInterrupt
+        write_run(run, video=False)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    watch(run, follow=True, stream=text, width=200)
+    before, after = text.getvalue().split("\n", 1)
+    assert before == f"{run}: no rows yet"
+    assert "step 400 of 400" in after
+
+
+@pytest.mark.parametrize("interval", ["-1", "0"])
+def test_an_interval_is_positive(tmp_path, interval: str):
+    done = CliRunner().invoke(watch_command, [str(tmp_path), "--follow", "--interval", interval])
+    assert done.exit_code == 2
+    assert "--interval" in done.output
+
+
 def test_no_run_is_a_typed_error(tmp_path):
-    with pytest.raises(OvtrainError, match=r"metrics\.jsonl"):
+    with pytest.raises(OvtrainError, match=r"no metrics\.jsonl.*has not begun to train"):
         watch(tmp_path)
 
 
