@@ -92,21 +92,34 @@ def test_the_settings_reach_what_they_are_for(alone, store):
             assert alone[name]["objective"][-1] == pytest.approx(squared.sum(), rel=1e-6)
 
 
+def written(folder: Path) -> set[tuple[str, int]]:
+    """Files below ``folder`` and when they were written."""
+    found: set[tuple[str, int]] = set()
+    for path in folder.rglob("*"):
+        try:
+            found.add((str(path), path.stat().st_mtime_ns))
+        except FileNotFoundError:  # renamed in between
+            continue
+    return found
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_random_moments_and_resumed_nothing_differs(store, alone, tmp_path, processes):
-    """SIGKILL of everything, at twelve moments between the first file and the end."""
+    """SIGKILL of everything, up to twelve times, each soon after the job has written something: how
+    fast the machine is decides neither whether it is hit nor where."""
     command = torchrun_command(processes, JOB, str(store), str(tmp_path), listed(1))
     rng, hit = random.Random(processes), 0
     for _ in range(12):
+        before = written(tmp_path)
         job = subprocess.Popen(
             command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        while hit == 0 and not any(tmp_path.iterdir()) and job.poll() is None:
+        while written(tmp_path) == before and job.poll() is None:
             time.sleep(0.02)
         try:
-            job.wait(rng.uniform(0, 1) if hit == 0 else rng.uniform(3, 7))
+            job.wait(rng.uniform(0, 0.4))
         except subprocess.TimeoutExpired:
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
