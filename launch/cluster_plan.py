@@ -118,12 +118,18 @@ def _planned(asked: PlanRequest, config: ClusterConfig) -> ClusterConfig:
     return config
 
 
-def machine_of(asked: PlanRequest) -> costs.Machine:
-    """The devices that are asked about. Raises ConfigError."""
-    device = CPU_DEVICE if asked.gpu.lower() == CPU else find_device(asked.gpu)
+def device_of(name: str) -> Device:
+    """Raises ConfigError, which lists the known ones."""
+    device = CPU_DEVICE if name.lower() == CPU else find_device(name)
     if device is None:
         known = ", ".join(name.lower().replace(" ", "-") for name in DEVICES)
-        raise ConfigError(f"--gpu {asked.gpu}", "unknown", allowed=f"{known}, {CPU}")
+        raise ConfigError(f"--gpu {name}", "unknown", allowed=f"{known}, {CPU}")
+    return device
+
+
+def machine_of(asked: PlanRequest) -> costs.Machine:
+    """The devices that are asked about. Raises ConfigError."""
+    device = device_of(asked.gpu)
     one_node = asked.gpus <= asked.per_node
     achieved = device.tflops * (1.0 if device is CPU_DEVICE else EFFICIENCY)
     return costs.Machine(

@@ -20,11 +20,13 @@ from ovtrain.schema.status import REQUEUE
 
 ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
 TRACEBACK = "Traceback (most recent call last)"
-AFTERMATH = re.compile(
-    r"onnection (?:closed|reset)|roken pipe|NCCL communicator was aborted|remote process exited"
-    r"|DistStoreError|TCPStore|onnection refused|peer",
+LOST_PEER = re.compile(
+    r"Connection (closed by peer|reset|refused)|Broken pipe|Socket closed|"
+    r"connection was (closed|aborted)|remote process exited|DistStoreError|TCPStore|"
+    r"NCCL.*(remote error|timed? ?out|was aborted)",
+    re.IGNORECASE,
 )
-"""What a rank says of which another one has gone."""
+"""What ranks say when another one is gone: they are not the cause."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Failure:
     @property
     def aftermath(self) -> bool:
         """Whether it only tells that another rank has gone."""
-        return self.status > 0 and AFTERMATH.search(self.why) is not None
+        return self.status > 0 and LOST_PEER.search(self.why) is not None
 
     def lines(self) -> list[str]:
         """For the job's log: who and why on top, then what that rank printed last."""

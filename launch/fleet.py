@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
+from launch.failures import LOST_PEER
 from launch.processes import FORWARDED, SAVE_S, Outcome, note
 from ovtrain.schema.status import REQUEUE
 
@@ -28,12 +28,6 @@ SETTLE_S = 2.0
 """A host that lost a peer leaves that one's so much time to say why it is gone."""
 LOST_S = 15.0
 """A host that does not tell that its command has ended is given up so much later."""
-LOST_PEER = re.compile(
-    r"Connection (closed by peer|reset|refused)|Broken pipe|Socket closed|"
-    r"connection was (closed|aborted)|remote process exited|NCCL.*(remote error|timed? ?out)",
-    re.IGNORECASE,
-)
-"""What ranks say when another one is gone: they are not the cause."""
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,9 @@ def rank_environment(place: Place, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def interface_towards(host: str) -> str:
-    """Its name, "" where the system does not tell, ``host`` has no IPv4 address, or this host calls
-    itself by a loopback address, by which no other one can reach it."""
+    """Name of the network interface by which this host reaches ``host`` (Linux). "" where the
+    system does not tell, ``host`` has no IPv4 address, or this host calls itself by a loopback
+    address, by which no other one can reach it."""
     if not sys.platform.startswith("linux"):
         return ""
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.cluster_plan import CPU, CPU_DEVICE
-from ovtrain.costs.device import DEVICES, Device, find_device
+from launch.cluster_plan import CPU, CPU_DEVICE, device_of
 from ovtrain.costs.links import Links
 from ovtrain.schema.errors import ConfigError
 
@@ -52,15 +51,6 @@ class Cluster:
     @property
     def is_cpu(self) -> bool:
         return self.asked.gpu.lower() == CPU
-
-
-def device_of(name: str) -> Device:
-    """Raises ConfigError, which lists the known ones."""
-    device = CPU_DEVICE if name.lower() == CPU else find_device(name)
-    if device is None:
-        known = ", ".join(name.lower().replace(" ", "-") for name in DEVICES)
-        raise ConfigError(f"--gpu {name}", "unknown", allowed=f"{known}, {CPU}")
-    return device
 
 
 def cluster_of(asked: Request) -> Cluster:

@@ -93,6 +93,22 @@ def test_why_a_rank_ended(status, lines, kind, why):
     assert (failure.kind, failure.why) == (kind, why)
 
 
+@pytest.mark.parametrize(
+    ("line", "aftermath"),
+    [
+        ("RuntimeError: Read error [10.0.0.1]:25491: Connection reset by peer.", True),
+        ("torch.distributed.DistBackendError: NCCL communicator was aborted on rank 3.", True),
+        ("torch.distributed.DistStoreError: wait timeout after 600000ms", True),
+        ("FileNotFoundError: no such file: 'peer_data.py'", False),
+        ("torch.OutOfMemoryError: CUDA out of memory.", False),
+    ],
+)
+def test_a_rank_that_only_lost_another_one_is_not_the_cause(line, aftermath):
+    assert Failure.of_rank(0, "n1", 1, ["Traceback (most recent call last):", line]).aftermath is (
+        aftermath
+    )
+
+
 def test_nodes_that_failed_twice_or_are_unhealthy_are_left_out(tmp_path):
     out = tmp_path
     for number, node in enumerate(["n2", "n1", "n2"]):
