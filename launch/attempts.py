@@ -1,7 +1,7 @@
 """What became of each start of a batch job, and whether the job is to start once more.
 
     python -m launch.attempts begin CONFIG.yaml
-    python -m launch.attempts end CONFIG.yaml --status 1 --state RUNNING --restarts 3
+    python -m launch.attempts end CONFIG.yaml --status 1 --job "$(scontrol show job 7)" --restarts 3
 
 ``{run.out}/logs/attempts.jsonl`` holds one object per start that has ended: attempt (0, 1, ...),
 job, nodes, began, ended (s since the epoch), status, kind (finished, saved after a signal, stopped
@@ -37,13 +37,45 @@ from ovtrain.schema.metrics import Row, read_lines
 from ovtrain.schema.status import REQUEUE, UNHEALTHY
 
 STOPPED, FAILED = ("saved", "stopped", "lost"), ("failed", "unhealthy")
-CANCELLED = ("CANCELLED", "DEADLINE")
-"""States of a job that its owner, or his limits, want to be over."""
 STOPS = 20
 """So many stops in a row without a newer checkpoint, and a job does not start again: its time is
 up, or it is preempted, before it gets anywhere."""
 FAULTS_OF_A_NODE = 2
 """So many failures on a node in this job, and it is left out."""
+
+
+@dataclass(frozen=True)
+class JobNow:
+    """A job as ``scontrol show job`` tells of it: state ("" where SLURM did not answer), seconds
+    that it ran, and may run (None without a limit)."""
+
+    state: str
+    ran_s: int
+    limit_s: int | None
+
+    @classmethod
+    def of(cls, shown: str) -> JobNow:
+        found = dict(re.findall(r"(\w+)=(\S*)", shown))
+        limit = _seconds(found.get("TimeLimit", ""))
+        return cls(found.get("JobState", ""), _seconds(found.get("RunTime", "")) or 0, limit)
+
+    @property
+    def decided(self) -> bool:
+        """SLURM is ending this start, and knows whether there will be another: the job was
+        cancelled, or is requeued. COMPLETING is all that it says of both, and of a job that is out
+        of time, which would not come back by itself."""
+        if self.state != "COMPLETING":
+            return self.state in ("CANCELLED", "DEADLINE")
+        return self.limit_s is None or self.ran_s < self.limit_s
+
+
+def _seconds(text: str) -> int | None:
+    """Of SLURM's [days-]hours:minutes:seconds; None for words."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _health_report(out: Path) -> Path:
@@ -101,14 +133,13 @@ def _about(out: Path, env: Mapping[str, str]) -> Row:
     }
 
 
-def end(out: Path, status: int, state: str, restarts: int, env: Mapping[str, str]) -> Decision:
-    """Write the row of the start under way and decide. ``status``: of its step; ``state``: the
-    job's, as SLURM tells it (a job that was cancelled does not come back)."""
+def end(out: Path, status: int, job: JobNow, restarts: int, env: Mapping[str, str]) -> Decision:
+    """Write the row of the start under way and decide. ``status``: of its step."""
     current = _current(out, env)
     about = json.loads(current.read_text()) if current.is_file() else _about(out, env)
     found = failures(out, attempt_name(env))
     first = found[0] if found else None
-    kind, why = _kind(status, first, state)
+    kind, why = _kind(status, first, job.state)
     unhealthy: list[str] = []
     if kind == "unhealthy":
         unhealthy, problems = _health(out)
@@ -119,7 +150,7 @@ def end(out: Path, status: int, state: str, restarts: int, env: Mapping[str, str
         print("\n".join(first.lines()), file=sys.stderr, flush=True)
     before = [node for row in earlier for node in row["excluded"]]
     excluded = sorted({*before, *unhealthy, *_faulty_nodes(rows)})
-    decision = decide(rows, restarts, excluded, cancelled=state in CANCELLED)
+    decision = decide(rows, restarts, excluded, decided=job.decided)
     _append(out, about, status, kind, why, first, excluded)
     current.unlink(missing_ok=True)
     return decision
@@ -175,22 +206,23 @@ class Decision:
 
 
 def decide(
-    rows: Sequence[Row], restarts: int, excluded: Sequence[str] = (), *, cancelled: bool = False
+    rows: Sequence[Row], restarts: int, excluded: Sequence[str] = (), *, decided: bool = False
 ) -> Decision:
     """What to do after ``rows``, the last of which has just ended.
 
     A run that a signal stopped, or that was lost, goes on; ``STOPS`` times in a row without a newer
     checkpoint at most. One that failed goes on from its newest checkpoint, at most ``restarts``
-    times in a row without a newer one. An error of the input does not go on, nor does a job that
-    was cancelled.
+    times in a row without a newer one. An error of the input does not go on, nor does, of its own
+    accord, a job about which SLURM has ``decided``.
     """
     last = rows[-1]
     if last["kind"] == "finished":
         return Decision(0)
     if last["kind"] == "input_error":
         return Decision(2)
-    if cancelled:
-        return Decision(REQUEUE if last["kind"] == "saved" else 1, why="the job was cancelled")
+    if decided:
+        why = "SLURM was ending the job, by scancel or to start it again by itself"
+        return Decision(REQUEUE if last["kind"] == "saved" else 1, why=why)
     alike, bound = (STOPPED, STOPS) if last["kind"] in STOPPED else (FAILED, restarts)
     stuck = 0
     for row in reversed(rows):
@@ -235,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("begin", "end"))
     parser.add_argument("config")
     parser.add_argument("--status", type=int, default=0)
-    parser.add_argument("--state", default="")
+    parser.add_argument("--job", default="", help="what scontrol show job prints")
     parser.add_argument("--restarts", type=int, default=3)
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
 
@@ -246,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if decision is None:
                 return
         else:
-            decision = end(out, given.status, given.state, given.restarts, os.environ)
+            decision = end(out, given.status, JobNow.of(given.job), given.restarts, os.environ)
         if decision.why:
             print(f"not started again: {decision.why}", file=sys.stderr, flush=True)
         print(decision)

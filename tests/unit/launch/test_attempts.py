@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 from launch import attempts
-from launch.attempts import begin, decide, end, read_attempts
+from launch.attempts import JobNow, begin, decide, end, read_attempts
 from launch.failures import Failure, failures, record_failure
 from ovtrain.schema.atomic import write_json
 
 JOB = {"SLURM_JOB_ID": "7", "OVTRAIN_NODES": "n1 n2 ", "SLURM_RESTART_COUNT": "2"}
+RUNNING = JobNow("RUNNING", 60, 3600)
+SHOWN = """JobId=7 JobName=x
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+   JobState={} Reason=None Dependency=(null)
+   RunTime={} TimeLimit={} TimeMin=N/A
+"""
 
 
 def rows(*kinds: str, steps: list[int] | None = None) -> list[dict[str, object]]:
@@ -41,10 +47,32 @@ def test_failures_without_progress_are_bounded_and_stops_are_not(history, said):
     assert str(decide(history, restarts=2)) == said
 
 
-def test_a_cancelled_job_stays_away_but_one_being_signalled_does_not():
-    assert str(decide(rows("saved"), 3, cancelled=True)) == "end 75"
-    assert str(decide(rows("failed"), 3, cancelled=True)) == "end 1"
-    assert str(decide(rows("finished"), 3, cancelled=True)) == "end 0"
+def test_a_job_that_slurm_is_ending_stays_away():
+    assert str(decide(rows("saved"), 3, decided=True)) == "end 75"
+    assert str(decide(rows("failed"), 3, decided=True)) == "end 1"
+    assert str(decide(rows("finished"), 3, decided=True)) == "end 0"
+
+
+@pytest.mark.parametrize(
+    ("state", "ran", "limit", "decided"),
+    [
+        ("RUNNING", "00:01:00", "01:00:00", False),
+        ("COMPLETING", "00:01:00", "01:00:00", True),
+        ("COMPLETING", "23:00:00", "1-00:00:00", True),
+        ("COMPLETING", "1-00:00:02", "1-00:00:00", False),
+        ("COMPLETING", "9-00:00:00", "UNLIMITED", True),
+        ("CANCELLED", "00:01:00", "01:00:00", True),
+        ("TIMEOUT", "01:00:00", "01:00:00", False),
+    ],
+)
+def test_a_job_that_slurm_is_ending_is_not_requeued_unless_its_time_is_up(
+    state, ran, limit, decided
+):
+    assert JobNow.of(SHOWN.format(state, ran, limit)).decided is decided
+
+
+def test_a_job_of_which_slurm_says_nothing_goes_on():
+    assert not JobNow.of("").decided
 
 
 def started(out: Path) -> Path:
@@ -62,7 +90,7 @@ def test_the_first_failure_is_told_not_what_came_of_it(tmp_path, capsys):
     record_failure(out, "7.2", root)
     record_failure(out, "7.1", Failure.of_rank(1, "n1", -9, []))  # an earlier start's
     assert [failure.rank for failure in failures(out, "7.2")] == [5, 0]
-    assert str(end(out, 1, "RUNNING", 3, JOB)) == "requeue"
+    assert str(end(out, 1, RUNNING, 3, JOB)) == "requeue"
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "error: rank 5 on n2: KeyError: 'a'"
     assert told[1:3] == ["  | Traceback (most recent call last)", "  | KeyError: 'a'"]
@@ -118,16 +146,16 @@ def test_nodes_that_failed_twice_or_are_unhealthy_are_left_out(tmp_path):
         for path in (out / "logs").glob("failures/*"):
             path.unlink()
         record_failure(out, "7.2", Failure.of_rank(3, node, -9, []))
-        decision = end(out, 1, "RUNNING", 3, JOB)
+        decision = end(out, 1, RUNNING, 3, JOB)
     assert str(decision) == "requeue n2"
     for path in (out / "logs").glob("failures/*"):
         path.unlink()
     begin(out, JOB)
     write_json(out / "logs/health.json", {"bad_nodes": ["n5"], "problems": ["rank 4: slow"]})
-    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2 n5"
+    assert str(end(out, 76, RUNNING, 3, JOB)) == "requeue n2 n5"
     assert read_attempts(out)[-1]["why"] == "rank 4: slow"
     begin(out, JOB)
-    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n2 n5"  # a check that left no report
+    assert str(end(out, 76, RUNNING, 3, JOB)) == "requeue n2 n5"  # a check that left no report
     assert read_attempts(out)[-1]["why"] == "the check before training found bad nodes"
     assert [row["excluded"] for row in read_attempts(out)] == [
         *([], [], ["n2"], ["n2", "n5"], ["n2", "n5"]),
@@ -147,7 +175,7 @@ def test_losses_are_bounded_and_cost_no_restarts(tmp_path):
     started(tmp_path)
     for _ in range(attempts.STOPS):
         assert begin(tmp_path, JOB) is None
-    assert str(end(tmp_path, 1, "RUNNING", 1, JOB)) == "requeue"
+    assert str(end(tmp_path, 1, RUNNING, 1, JOB)) == "requeue"
     for _ in range(attempts.STOPS + 1):
         assert begin(tmp_path, JOB) is None
     assert str(begin(tmp_path, JOB)) == "end 1"
@@ -158,17 +186,17 @@ def test_another_jobs_starts_say_nothing_of_this_one(tmp_path):
     for _ in range(3):
         record_failure(out, "7.2", Failure.of_rank(3, "n2", -9, []))
         begin(out, JOB)
-        end(out, 1, "RUNNING", 2, JOB)
+        end(out, 1, RUNNING, 2, JOB)
     other = JOB | {"SLURM_JOB_ID": "8"}
     begin(out, other)
     begin(out, JOB)  # while the other one runs
     record_failure(out, "8.2", Failure.of_rank(3, "n2", -9, []))
-    assert str(end(out, 1, "RUNNING", 2, other)) == "requeue"
+    assert str(end(out, 1, RUNNING, 2, other)) == "requeue"
 
 
 def test_an_end_without_its_beginning_decides_all_the_same(tmp_path):
     (tmp_path / "logs").mkdir()
-    assert str(end(tmp_path, 75, "RUNNING", 3, JOB)) == "requeue"
+    assert str(end(tmp_path, 75, RUNNING, 3, JOB)) == "requeue"
     assert read_attempts(tmp_path)[0]["job"] == "7"
 
 
@@ -177,23 +205,23 @@ def test_a_verdict_outweighs_ranks_that_were_ended_with_it(tmp_path):
     write_json(out / "logs/health.json", {"bad_nodes": ["n5"], "problems": ["slow"]})
     stopped = replace(Failure.of_rank(3, "n2", -15, []), kind="stopped")
     record_failure(out, "7.2", stopped)
-    assert str(end(out, 76, "RUNNING", 3, JOB)) == "requeue n5"
+    assert str(end(out, 76, RUNNING, 3, JOB)) == "requeue n5"
 
 
 def test_a_signal_before_ranks_start_is_a_stop(tmp_path):
     out = started(tmp_path)
-    assert str(end(out, 138, "RUNNING", 0, JOB)) == "requeue"
+    assert str(end(out, 138, RUNNING, 0, JOB)) == "requeue"
     assert read_attempts(out)[0]["kind"] == "stopped"
 
 
 def test_a_torn_row_is_left_out(tmp_path):
     out = started(tmp_path)
-    end(out, 75, "RUNNING", 3, JOB)
+    end(out, 75, RUNNING, 3, JOB)
     with open(out / "logs/attempts.jsonl", "a") as handle:
         handle.write('{"attempt": 1, "ki')
     assert [row["kind"] for row in attempts.read_attempts(out)] == ["saved"]
     begin(out, JOB)
-    end(out, 0, "RUNNING", 3, JOB)
+    end(out, 0, RUNNING, 3, JOB)
     assert [row["kind"] for row in attempts.read_attempts(out)] == ["saved", "finished"]
 
 
@@ -201,7 +229,7 @@ def test_the_command_says_what_to_do(tmp_path, capsys):
     config = tmp_path / "launch.yaml"
     config.write_text(f"run: {{out: {tmp_path / 'run'}, steps: 1}}\n")
     assert attempts.main(["begin", str(config)]) == 0
-    assert attempts.main(["end", str(config), "--status", "75", "--state", "CANCELLED"]) == 0
+    assert attempts.main(["end", str(config), "--status", "75", "--job", "JobState=CANCELLED"]) == 0
     told = capsys.readouterr()
     assert told.out == "end 75\n"
-    assert "not started again: the job was cancelled" in told.err
+    assert "not started again: SLURM was ending the job, by scancel" in told.err
