@@ -15,6 +15,7 @@ from launch.plan.job import memory_problem
 from launch.plan.step import classes_of
 from launch.run_folder import GIB, checkpoint_bytes, disk_problems, other_run, place_problems
 from ovtrain.config.data import SourceConfig, mixture_counts
+from ovtrain.config.layout import layout_problems
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
 from ovtrain.schema.errors import ConfigError, OvtrainError
@@ -51,10 +52,17 @@ def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8)
         found.notes += _idle_micro_batch(config, world)
         _check_start(config.run.init_from, found)
         classes = [classes_of(x) if x.labels else None for x in config.data.sources]
+        found.config += layout_problems(config, world, _known(config, classes))
         found.notes += _thin_heads(config, classes, world)
         found.config += other_run(config)
         _check_places(config, classes, found)
     return found
+
+
+def _known(config: TrainConfig, classes: Sequence[int | None]) -> dict[str, int]:
+    """Classes of each source with labels that could be read."""
+    found = zip(config.data.sources, classes, strict=True)
+    return {source.name: count for source, count in found if count is not None}
 
 
 def _thin_heads(config: TrainConfig, classes: Sequence[int | None], world: int) -> list[str]:
@@ -64,11 +72,6 @@ def _thin_heads(config: TrainConfig, classes: Sequence[int | None], world: int) 
         if count is None:
             continue
         rate = config.head_of(source.name).sample_rate
-        if count < world:
-            found.append(
-                f"source {source.name}: {count:,} classes on {world:,} ranks, some of which hold "
-                "none"
-            )
         if rate < 1 and count * rate < world:
             found.append(
                 f"source {source.name}: head.sample_rate={rate:g} of {count:,} classes draws "

@@ -34,6 +34,8 @@ FREE_KEYS = frozenset(
         "run.micro_batch",
         "run.backend",
         "run.zero_stage",
+        "run.tensor_parallel",
+        "run.sequence_parallel",
         "run.peak_tflops",
         "model.attention",
         "model.recompute",

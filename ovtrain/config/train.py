@@ -36,6 +36,12 @@ class RunConfig:
     zero_stage: int = 1
     """What ranks share under deepspeed: 1 the optimizer's states, 2 the gradients, too, 3 the
     weights, too."""
+    tensor_parallel: int = 1
+    """So many neighbouring ranks hold parts of one encoder and read the same samples; the other
+    dimension of the ranks is data parallel, under either backend and every stage."""
+    sequence_parallel: bool = True
+    """Tensor ranks also divide the tokens between the divided products: norms, residuals, pooling.
+    No effect with tensor_parallel=1."""
     precision: str = "bf16"
     seed: int = 0
     init_from: str = ""
@@ -70,7 +76,7 @@ class RunConfig:
         if (self.steps > 0) == (self.samples > 0):
             found.append(f"run.steps={self.steps} and run.samples={self.samples}; give exactly one")
         rules = {
-            POSITIVE: ("global_batch", "log_every", "checkpoint_every", "keep"),
+            POSITIVE: ("global_batch", "tensor_parallel", "log_every", "checkpoint_every", "keep"),
             NOT_NEGATIVE: ("steps", "samples", "micro_batch", "seed", "keep_every", "peak_tflops"),
         }
         choices = {

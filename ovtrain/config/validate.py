@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovtrain.config.data import DataConfig, mixture_counts
+from ovtrain.config.layout import model_problems
 from ovtrain.config.load import raise_problems
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import ConfigError
@@ -15,6 +16,7 @@ def problems(config: TrainConfig) -> list[str]:
     for section in sections:
         found += section.problems()
     found += _of_heads(config)
+    found += [] if config.model.problems() else model_problems(config)
     return found or _spanning(config)
 
 

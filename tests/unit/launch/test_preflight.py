@@ -269,5 +269,11 @@ def test_settings_without_the_effect_they_promise_are_noted(config):
     config = replace(config, run=replace(config.run, global_batch=16, micro_batch=3))
     notes = "\n".join(preflight(config, world=8).notes)
     assert "run.micro_batch=3 has no effect: a rank's share of the batch is 2" in notes
-    assert "source image: 7 classes on 8 ranks, some of which hold none" in notes
     assert "head.sample_rate=0.1 of 7 classes draws 0.7 rows per step over 8 ranks" in notes
+
+
+def test_fewer_classes_than_ranks_are_refused(config):
+    config = replace(config, run=replace(config.run, global_batch=16))
+    (problem,) = preflight(config, world=8).config
+    assert problem.startswith("source image has 7 classes for 8 ranks")
+    assert problem.endswith("allowed: 7 ranks at most")
