@@ -43,6 +43,7 @@ from torch import Tensor
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.distributed.context import World
+from ovtrain.distributed.mesh import make_mesh
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.optim.sparse_rows import SparseRows
@@ -71,7 +72,7 @@ class OurHead:
             self.head.rows, self.head.config, OptimConfig(), first_row=0, seed=0
         )
         # The world says which rows are here; this process stands for the gathered batch.
-        self.sources = MultiSource(World(0, 0, 1, device, None))
+        self.sources = MultiSource(make_mesh(World(0, 0, 1, device, None), 1))
         self.number = 0
         self.one = torch.ones((), device=device)
 

@@ -38,6 +38,7 @@ from torch.nn.functional import normalize
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
 from ovtrain.distributed.context import World
+from ovtrain.distributed.mesh import make_mesh
 from ovtrain.eval.linear_probe import linear_probe
 from ovtrain.eval.ranking import rank_quality
 from ovtrain.heads.class_sharded import ClassShardedHead
@@ -139,7 +140,11 @@ def run(arm: Arm, seed: int) -> dict[str, float]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=OPTIM.lr, weight_decay=OPTIM.weight_decay)
     head = ClassShardedHead("study", CENTERS, WIDTH, arm.config, ALONE, seed)
     rows = SparseRows(head.rows, head.config, OPTIM, first_row=0, seed=seed)
-    sources, order, one = MultiSource(ALONE), np.random.default_rng(seed), torch.ones(())
+    sources, order, one = (
+        MultiSource(make_mesh(ALONE, 1)),
+        np.random.default_rng(seed),
+        torch.ones(()),
+    )
     for step in range(STEPS):
         lr = learning_rate(OPTIM, step, STEPS)
         picked = torch.from_numpy(order.choice(TRAIN, BATCH, replace=False))

@@ -9,8 +9,11 @@ Class rows are divided over all W.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ovtrain.distributed.context import World
+import torch.distributed as dist
+
+from ovtrain.distributed.context import World, group_timeout
 from ovtrain.distributed.grid import make_grid
 
 
@@ -40,3 +43,10 @@ def make_mesh(world: World, tensor_ranks: int) -> Mesh:
         replace(world, rank=grid.outer, size=grid.outer_size, group=grid.outer_group),
         replace(world, rank=grid.inner, size=grid.inner_size, group=grid.inner_group),
     )
+
+
+def group_of_one(world: World) -> dist.ProcessGroup:
+    """Collective: a group that holds this rank alone, for those who insist on one."""
+    untyped: Any = dist
+    made = [untyped.new_group([rank], timeout=group_timeout()) for rank in range(world.size)]
+    return made[world.rank]

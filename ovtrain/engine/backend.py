@@ -20,14 +20,16 @@ from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.collectives import all_reduce
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import clip_factor, joint_norm
+from ovtrain.distributed.mesh import Mesh
+from ovtrain.distributed.parallelize import Division
 from ovtrain.engine.gate import UpdateGate
 from ovtrain.models.encoder import Encoder
 from ovtrain.optim.param_groups import param_groups
 
 
 class Backend(EncoderOwner, Protocol):
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """tokens (N, D), pooled (B, D)."""
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Pooled embeddings (B, D)."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -40,9 +42,10 @@ class Backend(EncoderOwner, Protocol):
         ...
 
 
-def encode(model: torch.nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Call an encoder (or a wrapper of one) on a batch."""
-    return model(batch.patches, batch.positions, batch.cu_seqlens, batch.max_seqlen, batch.group_id)
+def encode(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
+    """Pooled embeddings (B, D) of a batch by an encoder (or a wrapper of one)."""
+    given = (batch.patches, batch.positions, batch.cu_seqlens, batch.max_seqlen, batch.group_id)
+    return model(*given, pooled_only=True)[1]
 
 
 def adamw(encoder: Encoder, optim: OptimConfig) -> torch.optim.AdamW:
@@ -62,37 +65,43 @@ def create_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
 
 
 class PlainBackend:
-    """Plain data parallelism, the reference: whole parameters on each rank, gradients summed once
-    per step. bf16 runs under autocast, with float32 parameters."""
+    """Plain data parallelism, the reference: all parameters on each data rank, gradients summed
+    once per step. bf16 runs under autocast, with float32 parameters."""
 
     def __init__(
-        self, encoder: Encoder, optim: OptimConfig, world: World, *, bf16: bool = False
+        self,
+        encoder: Encoder,
+        division: Division,
+        optim: OptimConfig,
+        mesh: Mesh,
+        *,
+        bf16: bool = False,
     ) -> None:
-        self.encoder, self.world, self.clip, self.bf16 = encoder, world, optim.clip, bf16
+        self.encoder, self.division, self.mesh = encoder, division, mesh
+        self.clip, self.bf16 = optim.clip, bf16
         self.optimizer = adamw(encoder, optim)
         for parameter in encoder.parameters():
             create_state(self.optimizer, parameter)
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: PackedBatch) -> Tensor:
         with self._precision():
             return encode(self.encoder, batch)
 
     def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.mesh.world.device.type, torch.bfloat16, enabled=self.bf16)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
     def step(self, lr: float, sharded_squares: Tensor, gate: UpdateGate) -> Tensor:
         gradients = [p.grad for p in self.encoder.parameters() if p.grad is not None]
-        if self.world.group is not None:
-            flat = all_reduce(torch.cat([g.flatten() for g in gradients]), self.world.group)
+        if self.mesh.data.group is not None:
+            flat = all_reduce(torch.cat([g.flatten() for g in gradients]), self.mesh.data.group)
             at = 0
             for gradient in gradients:
                 gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
                 at += gradient.numel()
-        squares = torch.stack([g.float().square().sum() for g in gradients]).sum()
-        norm = joint_norm(squares.sqrt(), sharded_squares)
+        norm = joint_norm(self._squares().sqrt(), sharded_squares)
         self.optimizer.found_inf = gate.judge(norm)  # type: ignore[attr-defined]
         factor = clip_factor(norm, self.clip)
         for gradient in gradients:
@@ -103,8 +112,19 @@ class PlainBackend:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def _squares(self) -> Tensor:
+        """() of all gradients, those of divided parameters from all tensor ranks."""
+        named = [(n, p.grad) for n, p in self.encoder.named_parameters() if p.grad is not None]
+        parts = self.division.parts
+        squares = {n: g.float().square().sum() for n, g in named}
+        if not parts:
+            return torch.stack(list(squares.values())).sum()
+        own = torch.stack([x for n, x in squares.items() if n in parts]).sum()
+        whole = torch.stack([x for n, x in squares.items() if n not in parts]).sum()
+        return all_reduce(own, self.mesh.tensor.group) + whole
+
     def shapes(self) -> Mapping[str, torch.Size]:
-        return {name: p.shape for name, p in self.encoder.named_parameters()}
+        return self.division.shapes
 
     def held(self) -> list[Shard]:
         state, named = self.optimizer.state, dict(self.encoder.named_parameters())
@@ -114,13 +134,19 @@ class PlainBackend:
         return [s for part, tensors in parts.items() for s in whole_shards(part, tensors)]
 
     def owned(self) -> list[Shard]:
-        """All ranks hold the same: each writes an even part of it."""
-        shards = self.held()
-        total = sum(len(shard.values) for shard in shards)
-        return cut(shards, self.world.slice_of(total), total)
+        """Ranks that hold the same write an even part of it each."""
+        parts = self.division.parts
+        whole = [shard for shard in self.held() if shard.name not in parts]
+        own = [shard for shard in self.held() if shard.name in parts]
+        return [*_share(whole, self.mesh.world), *_share(own, self.mesh.data)]
 
     def steps(self) -> list[Tensor]:
         return [self.optimizer.state[p]["step"] for p in self.encoder.parameters()]
 
     def restored(self) -> None:
         """Parameters and moments were overwritten where they lie."""
+
+
+def _share(shards: list[Shard], ranks: World) -> list[Shard]:
+    total = sum(len(shard.values) for shard in shards)
+    return cut(shards, ranks.slice_of(total), total)

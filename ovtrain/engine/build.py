@@ -9,11 +9,15 @@ from ovtrain.checkpoint import storage
 from ovtrain.checkpoint.manager import Checkpoints
 from ovtrain.checkpoint.restore import checkpoint_folder, restore_encoder
 from ovtrain.checkpoint.state import EncoderPart, HeadPart, Part
+from ovtrain.config.layout import check_layout
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import Loader
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World, seed_for
+from ovtrain.distributed.mesh import Mesh, make_mesh
+from ovtrain.distributed.parallelize import Division, divide, undivided
+from ovtrain.distributed.tensor_parallel import TensorRanks
 from ovtrain.engine.backend import Backend, PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
 from ovtrain.export.load import check_meaning, fill_encoder, is_public
@@ -25,6 +29,7 @@ from ovtrain.schema.errors import ConfigError
 
 @dataclass(frozen=True)
 class Parts:
+    mesh: Mesh
     encoder: Encoder
     loader: Loader
     heads: list[SourceHead]
@@ -33,15 +38,20 @@ class Parts:
 
 
 def build(config: TrainConfig, world: World) -> Parts:
-    """Everything a run is made of. Raises the typed errors of its inputs."""
-    loader = Loader(config, world)
+    """Everything a run is made of. Collective. Raises the typed errors of its inputs."""
+    check_layout(config, world.size, {})
+    mesh = make_mesh(world, config.run.tensor_parallel)
+    loader = Loader(config, mesh.data)
+    classes = {s.config.name: s.classes for s in loader.sources if s.labels is not None}
+    check_layout(config, world.size, classes)
     encoder = build_encoder(config.model, seed_for(config.run.seed, "encoder"))
     if config.run.init_from:
         start_from(encoder, config.run.init_from)
+    division = divided(encoder, config, mesh)
     encoder.to(world.device)
     if config.model.compile:
         encoder.compile_layers()
-    backend = _backend(config, encoder, world, loader.plan.micro_steps)
+    backend = _backend(config, encoder, division, mesh, loader.plan.micro_steps)
     heads = _heads(config, loader, encoder.width, world)
     if not heads:
         raise ConfigError("data.sources", "no source has labels", fix="name a LabelStore folder")
@@ -56,8 +66,8 @@ def build(config: TrainConfig, world: World) -> Parts:
         keep_every=config.run.keep_every,
         background=config.run.background_saves,
     )
-    step = TrainStep(config, encoder, backend, heads, world, loader.name_of)
-    return Parts(encoder, loader, heads, step, checkpoints)
+    step = TrainStep(config, encoder, backend, heads, mesh, loader.name_of)
+    return Parts(mesh, encoder, loader, heads, step, checkpoints)
 
 
 def start_from(encoder: Encoder, folder: str) -> None:
@@ -72,12 +82,24 @@ def start_from(encoder: Encoder, folder: str) -> None:
         restore_encoder(encoder, step)
 
 
-def _backend(config: TrainConfig, encoder: Encoder, world: World, micro_steps: int) -> Backend:
+def divided(encoder: Encoder, config: TrainConfig, mesh: Mesh) -> Division:
+    """Leave this rank its part of the encoder, in place."""
+    if mesh.tensor.size == 1:
+        return undivided(encoder)
+    ranks = TensorRanks(mesh.tensor, config.run.sequence_parallel)
+    encoder.set_seams(ranks.split, ranks.enter, ranks.copy, ranks.whole)
+    return divide(encoder, encoder.tensor_plan(), ranks)
+
+
+def _backend(
+    config: TrainConfig, encoder: Encoder, division: Division, mesh: Mesh, micro_steps: int
+) -> Backend:
     if config.run.backend == "ddp":
-        return PlainBackend(encoder, config.optim, world, bf16=config.run.precision == "bf16")
+        half = config.run.precision == "bf16"
+        return PlainBackend(encoder, division, config.optim, mesh, bf16=half)
     from ovtrain.engine.deepspeed_backend import DeepSpeedBackend
 
-    return DeepSpeedBackend(encoder, config.run, config.optim, world, micro_steps)
+    return DeepSpeedBackend(encoder, division, config.run, config.optim, mesh, micro_steps)
 
 
 def _heads(config: TrainConfig, loader: Loader, width: int, world: World) -> list[SourceHead]:

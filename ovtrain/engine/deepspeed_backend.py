@@ -1,10 +1,10 @@
 """DeepSpeed ZeRO as a backend: the only home of deepspeed. Its JSON is derived from the config.
 
-Three of its habits are undone here and nowhere else: it averages gradients over ranks (``backward``
-multiplies by the world size); its clip sees only its own parameters (the hook where it takes its
-norm is given the class-sharded plane's squares); and it waits for the device to hear whether that
-norm is finite (the gate decides that on the device). What differs between the stages stands in
-``_Stage12`` and ``_Stage3``.
+Three of its habits are undone here and nowhere else: it averages gradients over data ranks
+(``backward`` multiplies by their number); its clip sees only its own parameters (the hook where it
+takes its norm is given the class-sharded plane's squares); and it waits for the device to hear
+whether that norm is finite (the gate decides that on the device). What differs between the stages
+stands in ``_Stage12`` and ``_Stage3``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.comm_time import DEEPSPEED, measure_methods
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import joint_norm
+from ovtrain.distributed.mesh import Mesh
+from ovtrain.distributed.parallelize import Division
 from ovtrain.engine.backend import adamw, create_state, encode
 from ovtrain.engine.gate import UpdateGate
+from ovtrain.engine.mpu import Mpu
 from ovtrain.models.encoder import Encoder
 
 
@@ -97,10 +100,6 @@ class _Stage(Protocol):
         of its optimizer state ``key``; None where it has none."""
         ...
 
-    def shape(self, parameter: Any) -> torch.Size:
-        """Of the whole parameter."""
-        ...
-
     def written(self) -> None:
         """Bring the weights of the forward pass up to what was written."""
         ...
@@ -137,18 +136,15 @@ class _Stage12:
             return None
         return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
 
-    def shape(self, parameter: Any) -> torch.Size:
-        return parameter.shape
-
     def written(self) -> None:
         self.zero.update_lp_params()
 
 
 class _Stage3:
-    """A part of each weight on each rank: equal parts, the last ones filled up with zeros."""
+    """A part of each weight on each data rank: equal parts, the last ones filled up with zeros."""
 
-    def __init__(self, zero: Any, world: World) -> None:
-        self.zero, self.world = zero, world
+    def __init__(self, zero: Any, data: World) -> None:
+        self.zero, self.data = zero, data
         offload: Any = import_module("deepspeed.runtime.zero.parameter_offload")
         self.entered: list[Any] = offload.FWD_MODULE_STACK
         self.outside = len(self.entered)
@@ -184,12 +180,9 @@ class _Stage3:
         else:
             part = _known(safe_get_local_optimizer_state(parameter, key))
         part = part.view(-1)
-        start = self.world.rank * len(part)
+        start = self.data.rank * len(part)
         left = parameter.ds_numel - start
         return (start, part[:left]) if left > 0 else None
-
-    def shape(self, parameter: Any) -> torch.Size:
-        return parameter.ds_shape
 
     def written(self) -> None:
         self.zero._partition_all_parameters()  # whole weights that are about hold old values
@@ -208,21 +201,30 @@ class DeepSpeedBackend:
     steps."""
 
     def __init__(
-        self, encoder: Encoder, run: RunConfig, optim: OptimConfig, world: World, micro_steps: int
+        self,
+        encoder: Encoder,
+        division: Division,
+        run: RunConfig,
+        optim: OptimConfig,
+        mesh: Mesh,
+        micro_steps: int,
     ) -> None:
         deepspeed = import_deepspeed()
-        self.world = world
-        deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo")
+        self.mesh, self.division = mesh, division
+        deepspeed.init_distributed("nccl" if mesh.world.device.type == "cuda" else "gloo")
+        groups: Any = import_module("deepspeed.utils.groups")
+        groups.mpu = None  # an earlier engine's of this process
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=encoder,
             optimizer=adamw(encoder, optim),
             config=deepspeed_json(run, optim, micro_steps),
+            mpu=Mpu(mesh) if mesh.tensor.size > 1 else None,
             dist_init_required=False,
         )
         comm: Any = import_module("deepspeed.comm.comm")
         measure_methods(comm.cdb, DEEPSPEED)
         self.stage: _Stage
-        self.stage = _Stage3(self.zero, world) if run.zero_stage == 3 else _Stage12(self.zero)
+        self.stage = _Stage3(self.zero, mesh.data) if run.zero_stage == 3 else _Stage12(self.zero)
         for partition in self.stage.partitions():
             create_state(self.zero.optimizer, partition)
         self.stage.link_state()
@@ -237,11 +239,11 @@ class DeepSpeedBackend:
         self.zero.optimizer.found_inf = self._gate.judge(self._norm)
         return self._norm
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: PackedBatch) -> Tensor:
         return encode(self.engine, batch)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+        self.engine.backward(loss * self.mesh.data.size, scale_wrt_gas=False)
         self.stage.after_backward()
         if not last:
             self.engine.step()  # counts the micro-step; updates nothing yet
@@ -254,7 +256,7 @@ class DeepSpeedBackend:
         return self._norm
 
     def shapes(self) -> Mapping[str, torch.Size]:
-        return {n: self.stage.shape(p) for n, p in self.engine.module.named_parameters()}
+        return self.division.shapes
 
     def held(self) -> list[Shard]:
         keys = {"param": None, "first": "exp_avg", "second": "exp_avg_sq"}
@@ -266,8 +268,10 @@ class DeepSpeedBackend:
         return [Shard(part, name, *piece) for part, name, piece in found if piece is not None]
 
     def owned(self) -> list[Shard]:
-        """ZeRO has dealt everything out."""
-        return self.held()
+        """ZeRO has dealt everything out to data ranks; what tensor ranks hold whole, the first of
+        them saves."""
+        parts = self.division.parts
+        return [s for s in self.held() if s.name in parts or self.mesh.speaks]
 
     def steps(self) -> list[Tensor]:
         held = self.zero.optimizer.state

@@ -26,8 +26,8 @@ from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch
 from ovtrain.data.loader import StepBatch
 from ovtrain.distributed.collectives import all_gather_padded, all_reduce
-from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import clip_factor
+from ovtrain.distributed.mesh import Mesh
 from ovtrain.engine.backend import Backend
 from ovtrain.engine.gate import TokenGradients, UpdateGate
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
@@ -75,15 +75,16 @@ class TrainStep:
         encoder: Encoder,
         backend: Backend,
         heads: list[SourceHead],
-        world: World,
+        mesh: Mesh,
         name_of: Callable[[int, int], str],
     ) -> None:
-        self.config, self.backend, self.heads, self.world = config, backend, heads, world
+        self.config, self.backend, self.heads = config, backend, heads
+        self.mesh, self.world = mesh, mesh.world
         self.name_of = name_of
         self.max_labels = max((h.max_labels for h in heads), default=1)
         self._named = [0] * len(heads)
-        self.sources = MultiSource(world)
-        self.gate = UpdateGate(world.device, stay_shut=config.guards.on_nonfinite == "stop")
+        self.sources = MultiSource(mesh)
+        self.gate = UpdateGate(mesh.world.device, stay_shut=config.guards.on_nonfinite == "stop")
         self.token_gradients = TokenGradients(encoder.embeddings)
 
     def run(self, batch: StepBatch, step: int) -> StepResult:
@@ -100,8 +101,7 @@ class TrainStep:
         sound: list[Tensor] = []
         for k, micro in enumerate(batch.micro):
             moved = micro.to(device)
-            _, pooled = self.backend.forward(moved)
-            embeddings = pooled.float()
+            embeddings = self.backend.forward(moved).float()
             places = [send(batch.rows[k][h.number], device) for h in self.heads]
             cut = embeddings.detach().contiguous()  # the boundary between the two planes
             result = self.sources.micro_step(cut, steps, k, places, batch.slots[k])
@@ -111,7 +111,8 @@ class TrainStep:
             finite = result.gradient.isfinite().all(1)
             sound.append(result.sound & finite & self.token_gradients.sound(moved.cu_seqlens))
         squares = self._squares(steps)
-        unsound = torch.stack([(~part).sum() for part in sound]).sum()
+        # Tensor ranks know the same of their samples.
+        unsound = torch.stack([(~part).sum() for part in sound]).sum() * self.mesh.speaks
         sums = torch.cat([losses, unsound.float()[None], squares.sum()[None]])
         *losses, unsound, total = all_reduce(sums, self.world.group)
         self.gate.unsound = unsound + sum((~loss.isfinite()).float() for loss in losses)
@@ -140,7 +141,7 @@ class TrainStep:
             for micro, slots in zip(batch.micro, batch.slots, strict=True)
         ]
         all_slots = sum(batch.slots)
-        gathered = all_gather_padded(torch.cat(padded), all_slots, self.world.group, fill=-1)
+        gathered = all_gather_padded(torch.cat(padded), all_slots, self.mesh.data.group, fill=-1)
         by_rank = gathered.view(-1, all_slots, self.max_labels).split(batch.slots, dim=1)
         tables = [part.flatten(0, 1).numpy() for part in by_rank]
         return [

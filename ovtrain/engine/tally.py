@@ -14,6 +14,7 @@ from ovtrain.data.loader import Loading, StepBatch
 from ovtrain.data.views import VIEWS
 from ovtrain.distributed.collectives import all_reduce
 from ovtrain.distributed.context import World
+from ovtrain.distributed.mesh import Mesh
 from ovtrain.engine.state import TrainState
 from ovtrain.engine.work import work_of
 from ovtrain.observability.throughput import Throughput
@@ -24,8 +25,9 @@ COUNTED = (*VIEWS, *CATEGORIES, "tokens", "flops", "filled", "unlabelled")
 class Tally:
     """Counts of this rank since the last ``drain``."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        self.model, self.world = config.model, world
+    def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
+        world = mesh.world
+        self.model, self.data = config.model, mesh.data
         self.throughput = Throughput()
         self._peak = 1e12 * (config.run.peak_tflops or known_peak(world)) * world.size
         self._counts = torch.zeros(len(COUNTED), dtype=torch.float64)
@@ -48,7 +50,7 @@ class Tally:
 
     def drain(self, state: TrainState) -> None:
         """Collective: bring the counts of all ranks into the state and the throughput."""
-        total = all_reduce(self._counts, self.world.group).tolist()
+        total = all_reduce(self._counts, self.data.group).tolist()
         self._counts.zero_()
         counted = dict(zip(COUNTED, total, strict=True))
         for view in VIEWS:

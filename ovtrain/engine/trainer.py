@@ -38,7 +38,7 @@ class Trainer:
         self.config, self.parts, self.world = config, parts, world
         self.state = TrainState(views=dict.fromkeys(VIEWS, 0))
         self.stop = StopRequest(world)
-        self.tally = Tally(config, world)
+        self.tally = Tally(config, parts.mesh)
         self.journal = Journal(config, world)
         self.verdict = Verdict(config, parts, world, self.journal.fault)
         self.health = Health(config, world, self.journal.fault)
@@ -97,7 +97,8 @@ class Trainer:
             raise
 
     def _quarantine(self, bad: list[BadSample], step: int) -> None:
-        quarantine.record(Path(self.config.run.out), self.world.rank, bad, step)
+        if self.parts.mesh.speaks:
+            quarantine.record(Path(self.config.run.out), self.world.rank, bad, step)
 
     def _resume(self) -> None:
         saved = self.parts.checkpoints.resume()

@@ -68,7 +68,8 @@ class Verdict:
 
     def _culprits(self, values: Mapping[str, float], result: StepResult, batch: StepBatch) -> str:
         """Collective: the samples of all ranks, or else the heads, that were not finite."""
-        own = (self._samples(result, batch), self._heads(result))
+        samples = self._samples(result, batch) if self.parts.mesh.speaks else []
+        own = (samples, self._heads(result))
         told = gather_objects(own, self.world.group)
         samples = [name for part, _ in told for name in part]
         heads = [name for _, part in told for name in part]

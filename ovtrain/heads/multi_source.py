@@ -1,11 +1,12 @@
 """One head per source on one batch: what ranks exchange, and when.
 
 A micro-step costs one all-gather of unit embeddings and one reduce-scatter of their gradients, for
-all heads together; where a head has an exponential loss, two small all-reduces more (maxima with
-the positives' cosines, then sums), also for all such heads together. A source that a micro-step
-holds no sample of costs nothing.
+all heads together, over data ranks; tensor ranks, which hold the same embeddings and other rows,
+then sum the gradients. Where a head has an exponential loss, two small all-reduces more (maxima
+with the positives' cosines, then sums), also for all such heads together. A source that a
+micro-step holds no sample of costs nothing.
 
-B samples of this rank, D width, H heads, W ranks; ``slots``: most samples that a rank holds.
+B samples of this rank, D width, H heads; ``slots``: most samples that a rank holds.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ import torch
 from torch import Tensor
 
 from ovtrain.config.step_plan import split
-from ovtrain.distributed.collectives import all_gather_slots, all_reduce, reduce_scatter_slots
+from ovtrain.distributed.collectives import (
+    all_gather_slots,
+    all_reduce,
+    reduce_in_place,
+    reduce_scatter_slots,
+)
 from ovtrain.distributed.context import World
+from ovtrain.distributed.mesh import Mesh
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.streaming import DrawnRows, Statistics, Stream
 from ovtrain.ops.buffers import Buffers
@@ -47,10 +54,11 @@ class MicroResult:
 
 
 class MultiSource:
-    """The heads of all sources on this rank of ``world``."""
+    """The heads of all sources on this rank, whose rows are divided over all ranks of ``mesh``."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, mesh: Mesh) -> None:
+        world = mesh.world
+        self.mesh, self.world = mesh, world
         self.kernels = kernels_for(world.device.type)
         self.buffers = Buffers(world.device)
         self._numbers = torch.arange(0, device=world.device)
@@ -78,7 +86,7 @@ class MultiSource:
         dtypes = {step.head.dtype for step in steps if step is not None}
         wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
         sent = self.buffers.empty("sent", tuple(unit.shape), wire).copy_(unit)
-        gathered = all_gather_slots(sent, slots, self.world.group)
+        gathered = all_gather_slots(sent, slots, self.mesh.data.group)
         streams = [
             None if step is None or not len(where) else _stream(step, k, gathered, where)
             for step, where in zip(steps, places, strict=True)
@@ -97,7 +105,8 @@ class MultiSource:
             if step.weight != 1:
                 towards.mul_(step.weight)
             gradient.index_copy_(0, places[h], towards)
-        mine = reduce_scatter_slots(gradient, slots, self.world.group)[: len(pooled)]
+        mine = reduce_scatter_slots(gradient, slots, self.mesh.data.group)
+        mine = reduce_in_place(mine, self.mesh.tensor.group)[: len(pooled)]
         inverse = inverse.masked_fill(~sound, 0.0)
         self.kernels.tangent(mine, unit, inverse, torch.empty_like(inverse))
         return MicroResult(losses, mine, sound)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ovtrain.models.rope3d import apply_rope, rope_tables
+from ovtrain.models.seams import first_rows
 from ovtrain.ops.varlen_attention import Sequences, varlen_attention
 
 
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, windowed: bool) -> Tensor:
         """(N, D) -> (N, D)."""
-        qk, v = self.project(x)
+        qk, v = (first_rows(part, len(packing.cos)) for part in self.project(x))
         q, k = apply_rope(qk, packing.cos, packing.sin).unbind(2)
         sequences = packing.windows if windowed and packing.windows else packing.whole
         attended = self.attend(q, k, v, sequences, sequences, packing.backend)

@@ -11,6 +11,7 @@ the fused query-key-value projection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,23 @@ from ovtrain.models.packing import arrange, check_packed
 from ovtrain.models.patch_embed import PatchEmbeddings
 from ovtrain.models.pooling import AttentivePooling
 from ovtrain.models.rope3d import axis_sizes
+from ovtrain.models.seams import same
 from ovtrain.ops.patchify import normalise_patches
 from ovtrain.ops.varlen_attention import Sequences, choose_backend, varlen_attention
+from ovtrain.schema.cut import COLUMN, ROW, Cut
+
+PLAN = {
+    "self_attn.qkv.weight": COLUMN,
+    "self_attn.qkv.bias": COLUMN,
+    "self_attn.out_proj.weight": ROW,
+    "mlp.fc1.weight": COLUMN,
+    "mlp.fc1.bias": COLUMN,
+    "mlp.fc2.weight": ROW,
+    "head.attention.in_proj_weight": Cut("column", 3),
+    "head.attention.in_proj_bias": Cut("column", 3),
+    "head.attention.out_proj.weight": ROW,
+}
+"""How tensor ranks divide what ends in these names; the rest lies whole on each."""
 
 
 class Encoder(nn.Module):
@@ -53,6 +69,8 @@ class Encoder(nn.Module):
         if config.pooling:
             self.layernorm_post = make_norm(norm, size.width, config.norm_eps)
             self.head = AttentivePooling(size.width, size.heads, size.mlp, config.norm_eps)
+        self.split: Callable[[Tensor], Tensor] = same
+        self.whole: Callable[[Tensor, int], Tensor] = same
         self.parameter_count = sum(p.numel() for p in self.parameters())
         """Known here for good: a backend may leave a rank a part of each parameter."""
 
@@ -67,11 +85,14 @@ class Encoder(nn.Module):
         cu_seqlens: Tensor,
         max_seqlen: int,
         group_id: Tensor | None = None,
+        *,
+        pooled_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """See the module. uint8 patches are normalised here, on the device; floats are taken as
-        they are. ``group_id`` (N,) narrows attention to equal ids of one sample; pooling reads the
-        whole sample. Without a pooling head, pooled is (B, 0). Raises InputError, a ValueError, for
-        what breaks a rule (values are read on the CPU only)."""
+        """See the module; with ``pooled_only`` tokens are (0, D). uint8 patches are normalised
+        here, on the device; floats are taken as they are. ``group_id`` (N,) narrows attention to
+        equal ids of one sample; pooling reads the whole sample. Without a pooling head, pooled is
+        (B, 0). Raises InputError, a ValueError, for what breaks a rule (values are read on the CPU
+        only)."""
         config = self.config
         self.check(patches, positions, cu_seqlens, max_seqlen, group_id)
         samples = Sequences(cu_seqlens.int(), max_seqlen)
@@ -79,13 +100,37 @@ class Encoder(nn.Module):
         if arranged.order is not None:
             patches, positions = patches[arranged.order], positions[arranged.order]
         packing = self._packing(arranged.whole, arranged.windows, positions)
-        x = self.layernorm_pre(self.embeddings(self._floats(patches)))
+        x = self.layernorm_pre(self.split(self.embeddings(self._floats(patches))))
         for i, block in enumerate(self.layers):
             x = self._run(i, block, x, packing)
-        if not config.pooling:
-            return arranged.restore(x), x.new_empty(len(samples), 0)
-        tokens = self.layernorm_post(x)
-        return arranged.restore(tokens), self.head(tokens, samples, packing.backend)
+        pooled = x.new_empty(len(samples), 0)
+        if config.pooling:
+            x = self.layernorm_post(x)
+            pooled = self.head(x, samples, packing.backend, len(positions))
+        tokens = x[:0] if pooled_only else arranged.restore(self.whole(x, len(positions)))
+        return tokens, pooled
+
+    def tensor_plan(self) -> dict[str, Cut]:
+        """How tensor ranks divide parameters (Megatron-LM, section 3), by name; those that lie
+        whole on each rank are left out."""
+        names = (name for name, _ in self.named_parameters())
+        cuts = ((n, next((c for end, c in PLAN.items() if n.endswith(end)), None)) for n in names)
+        return {name: cut for name, cut in cuts if cut is not None}
+
+    def set_seams(
+        self,
+        split: Callable[[Tensor], Tensor],
+        enter: Callable[[Tensor], Tensor],
+        copy: Callable[[Tensor], Tensor],
+        whole: Callable[[Tensor, int], Tensor],
+    ) -> None:
+        """What happens where ranks that share this encoder come together outside of linear maps and
+        norms: tokens are dealt out; rows, and what all ranks hold, go into a divided product; rows
+        are made whole. All do nothing on one rank."""
+        self.split, self.whole = split, whole
+        if self.config.pooling:
+            self.head.whole = whole
+            self.head.attention.enter, self.head.attention.copy = enter, copy
 
     def compile_layers(self) -> None:
         """torch.compile each block, in place; blocks are alike, so all but the first are cached.

@@ -27,6 +27,8 @@ from ovtrain.config.optim import OptimConfig
 from ovtrain.config.train import RunConfig, TrainConfig
 from ovtrain.data.batch import PackedSample, pack
 from ovtrain.data.loader import StepBatch
+from ovtrain.distributed.mesh import make_mesh
+from ovtrain.distributed.parallelize import undivided
 from ovtrain.engine.backend import PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
 from ovtrain.heads.class_sharded import ClassShardedHead
@@ -75,8 +77,8 @@ def train_step() -> TrainStep:
         head = ClassShardedHead(source.name, classes, encoder.width, CONFIG.head, world(), seed=12)
         rows = SparseRows(head.rows, head.config, CONFIG.optim, first_row=0, seed=12)
         heads.append(SourceHead(number, source.weight, head, rows, 3))
-    backend = PlainBackend(encoder, CONFIG.optim, world())
-    return TrainStep(CONFIG, encoder, backend, heads, world(), str)
+    backend = PlainBackend(encoder, undivided(encoder), CONFIG.optim, make_mesh(world(), 1))
+    return TrainStep(CONFIG, encoder, backend, heads, make_mesh(world(), 1), str)
 
 
 def losses() -> list[dict[str, float]]:

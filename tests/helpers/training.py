@@ -208,7 +208,7 @@ def poison(
         factor[rows] = value
         return x * factor
 
-    def poisoned_forward(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def poisoned_forward(batch: PackedBatch) -> torch.Tensor:
         if not seen["now"]:
             return forward(batch)
         source = parts.loader.sources[int(batch.source[sample])]
@@ -223,13 +223,13 @@ def poison(
                 output.register_hook(lambda g: hurt(g, slice(first, last)))
 
             handle = parts.encoder.layers[-1].register_forward_hook(gradient)
-            tokens, pooled = forward(batch)
+            pooled = forward(batch)
             handle.remove()
         else:
-            tokens, pooled = forward(batch)
+            pooled = forward(batch)
         if place == "embedding":
             pooled = hurt(pooled, slice(sample, sample + 1))
-        return tokens, pooled
+        return pooled
 
     def poisoned_loss(*given: Any) -> Any:
         result = micro_step(*given)

@@ -20,6 +20,7 @@ from ovtrain.config.head import HeadConfig
 from ovtrain.config.step_plan import StepPlan
 from ovtrain.distributed.collectives import all_reduce, gather_objects
 from ovtrain.distributed.context import World
+from ovtrain.distributed.mesh import make_mesh
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.losses import dense_loss
 from ovtrain.heads.multi_source import HeadStep, MultiSource
@@ -107,7 +108,7 @@ def sharded(case: Case, world: World) -> dict[str, Any]:
         plan = head.plan(STEP, dealt)
         take = HeadStep(head, WEIGHTS[s], plan, head.take(plan)) if plan.count else None
         steps.append(take)
-    losses, sources = torch.zeros(len(heads)), MultiSource(world)
+    losses, sources = torch.zeros(len(heads)), MultiSource(make_mesh(world, 1))
     mine: list[tuple[int, int, Tensor]] = []
     for k in range(case.micro_steps):
         places = [list(deal.places(s, world.rank, k)) for s in range(len(heads))]

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from ovtrain.checkpoint.restore import checkpoint_folder, open_run
+from ovtrain.distributed.mesh import make_mesh
+from ovtrain.distributed.parallelize import undivided
 from ovtrain.engine.backend import PlainBackend
 from ovtrain.engine.build import build
 from ovtrain.engine.preemption import StopRequest
@@ -192,7 +194,8 @@ def test_a_backends_state_lies_where_it_says(setup_folder, tmp_path):
     parts.loader.close()
     backend = parts.step.backend
     assert {float(steps) for steps in backend.steps()} == {1.0}
-    other = PlainBackend(build_encoder(config.model, seed=9), config.optim, world())
+    encoder = build_encoder(config.model, seed=9)
+    other = PlainBackend(encoder, undivided(encoder), config.optim, make_mesh(world(), 1))
     for mine, its in zip(backend.held(), other.held(), strict=True):
         assert (mine.key, len(mine.values)) == (its.key, len(its.values))
         assert mine.values.any(), mine.key

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ovtrain.config.head import HeadConfig
+from ovtrain.distributed.mesh import make_mesh
 from ovtrain.heads import draw
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.draw import distinct, draw_rows, drawn_positives, hash_rows
@@ -143,7 +144,7 @@ def step_of(head: ClassShardedHead, labels: np.ndarray, pooled: torch.Tensor):
     plan = head.plan(0, [labels])
     step = HeadStep(head, 1.0, plan, head.take(plan))
     rows = [torch.arange(len(pooled))]
-    return step, MultiSource(world()).micro_step(pooled, [step], 0, rows, len(pooled))
+    return step, MultiSource(make_mesh(world(), 1)).micro_step(pooled, [step], 0, rows, len(pooled))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 0.0])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ovtrain.config.head import HeadConfig
 from ovtrain.config.optim import OptimConfig
+from ovtrain.distributed.mesh import make_mesh
 from ovtrain.heads.class_sharded import ClassShardedHead
 from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.ops.class_kernels import TorchKernels
@@ -27,7 +28,7 @@ def step_of(head: ClassShardedHead, pooled: Tensor, own: np.ndarray, step: int =
     """Loss, gradient of the embeddings, gradient of all rows, HeadStep."""
     plan = head.plan(step, [own])
     taken = HeadStep(head, 1.0, plan, head.take(plan))
-    sources, everyone = MultiSource(world()), [torch.arange(len(pooled))]
+    sources, everyone = MultiSource(make_mesh(world(), 1)), [torch.arange(len(pooled))]
     result = sources.micro_step(pooled, [taken], 0, everyone, len(pooled))
     head.gradient_squares(taken.rows)
     rows = torch.zeros(head.rows.shape)
