@@ -96,8 +96,7 @@ def divide(model: nn.Module, plan: Mapping[str, Cut], ranks: TensorRanks) -> Div
         own: Any = nn.Parameter(part_of(whole.detach(), part), whole.requires_grad)
         own.model_parallel = own.tensor_model_parallel = True  # what ZeRO looks for in its norm
         setattr(module, last, own)
-    modules: Any = model.named_modules()
-    for prefix, module in list(modules):
+    for prefix, module in list(cast("Any", model).named_modules()):
         _adapt(module, prefix, parts, ranks)
     return Division(shapes, parts)
 
