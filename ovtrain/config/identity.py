@@ -36,6 +36,7 @@ FREE_KEYS = frozenset(
         "run.zero_stage",
         "run.tensor_parallel",
         "run.sequence_parallel",
+        "run.forward_ahead",
         "run.peak_tflops",
         "model.attention",
         "model.recompute",

@@ -42,6 +42,9 @@ class RunConfig:
     sequence_parallel: bool = True
     """Tensor ranks also divide the tokens between the divided products: norms, residuals, pooling.
     No effect with tensor_parallel=1."""
+    forward_ahead: bool = False
+    """With several micro-steps, the forward pass of one runs while the embeddings of the one before
+    are gathered from all ranks. Keeps the activations of two; not under zero_stage=3."""
     precision: str = "bf16"
     seed: int = 0
     init_from: str = ""
@@ -85,6 +88,8 @@ class RunConfig:
             "zero_stage": ZERO_STAGES,
             "wandb": WANDB,
         }
+        if self.forward_ahead and self.backend == "deepspeed" and self.zero_stage == 3:
+            found.append("run.forward_ahead=true; allowed with run.zero_stage 1 and 2, or with ddp")
         return found + broken(self, "run.", rules) + not_among(self, "run.", choices)
 
 

@@ -71,24 +71,39 @@ def reduce_in_place(x: Tensor, group: dist.ProcessGroup | None, op: str = "sum")
     return x
 
 
-class Reduction:
-    """A reduction under way; ``wait`` gives its result."""
+class Later:
+    """A collective under way; ``wait`` gives its result. Its start and its wait are measured."""
 
-    def __init__(self, x: Tensor, work: dist.Work) -> None:
-        self._x, self._work = x, work
+    def __init__(self, result: Tensor, work: dist.Work | None) -> None:
+        self._result, self._work = result, work
 
     def wait(self) -> Tensor:
-        self._work.wait()
-        return self._x
+        if self._work is not None:
+            with CLOCK.measured(self._result.device):
+                self._work.wait()
+        return self._result
 
 
-def reduce_later(x: Tensor, group: dist.ProcessGroup, op: str = "sum") -> Reduction:
-    """Begin an ``all_reduce`` of a copy of ``x``, between hosts if it lies on one."""
-    x = x.detach().clone()
+def reduce_later(x: Tensor, group: dist.ProcessGroup, op: str = "sum") -> Later:
+    """Begin to reduce ``x`` itself, between hosts if it lies on one."""
     kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
     untyped: Any = dist
-    work = untyped.all_reduce(x, op=kind, group=group, async_op=True)
-    return Reduction(x, work)
+    with CLOCK.measured(x.device):
+        work = untyped.all_reduce(x, op=kind, group=group, async_op=True)
+    return Later(x, work)
+
+
+def gather_later(x: Tensor, slots: int, group: dist.ProcessGroup | None) -> Later:
+    """Begin what ``all_gather_slots`` does."""
+    if group is None:
+        return Later(x, None)
+    padded = x.new_zeros(slots, *x.shape[1:])
+    padded[: len(x)] = x
+    out = x.new_empty(dist.get_world_size(group) * slots, *x.shape[1:])
+    untyped: Any = dist
+    with CLOCK.measured(x.device):
+        work = untyped.all_gather_into_tensor(out, padded, group=group, async_op=True)
+    return Later(out, work)
 
 
 def broadcast_object(value: object, group: dist.ProcessGroup | None) -> Any:

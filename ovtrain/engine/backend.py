@@ -17,6 +17,7 @@ from ovtrain.checkpoint.encoder_shards import Shard, cut, whole_shards
 from ovtrain.checkpoint.state import EncoderOwner
 from ovtrain.config.optim import OptimConfig
 from ovtrain.data.batch import PackedBatch
+from ovtrain.distributed.buckets import GradientBuckets
 from ovtrain.distributed.collectives import all_reduce
 from ovtrain.distributed.context import World
 from ovtrain.distributed.grad_norm import clip_factor, joint_norm
@@ -28,6 +29,11 @@ from ovtrain.optim.param_groups import param_groups
 
 
 class Backend(EncoderOwner, Protocol):
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next micro-step's ``forward`` may come before this one's ``backward``."""
+        ...
+
     def forward(self, batch: PackedBatch) -> Tensor:
         """Pooled embeddings (B, D)."""
         ...
@@ -66,7 +72,8 @@ def create_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
 
 class PlainBackend:
     """Plain data parallelism, the reference: all parameters on each data rank, gradients summed
-    once per step. bf16 runs under autocast, with float32 parameters."""
+    once per step, beside its last backward pass. bf16 runs under autocast, with float32
+    parameters."""
 
     def __init__(
         self,
@@ -79,9 +86,12 @@ class PlainBackend:
     ) -> None:
         self.encoder, self.division, self.mesh = encoder, division, mesh
         self.clip, self.bf16 = optim.clip, bf16
+        self.runs_ahead = True
         self.optimizer = adamw(encoder, optim)
         for parameter in encoder.parameters():
             create_state(self.optimizer, parameter)
+        group = mesh.data.group
+        self._buckets = GradientBuckets(list(encoder.parameters()), group) if group else None
 
     def forward(self, batch: PackedBatch) -> Tensor:
         with self._precision():
@@ -91,16 +101,14 @@ class PlainBackend:
         return torch.autocast(self.mesh.world.device.type, torch.bfloat16, enabled=self.bf16)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        if last and self._buckets is not None:
+            self._buckets.arm()
         loss.backward()
 
     def step(self, lr: float, sharded_squares: Tensor, gate: UpdateGate) -> Tensor:
+        if self._buckets is not None:
+            self._buckets.wait()
         gradients = [p.grad for p in self.encoder.parameters() if p.grad is not None]
-        if self.mesh.data.group is not None:
-            flat = all_reduce(torch.cat([g.flatten() for g in gradients]), self.mesh.data.group)
-            at = 0
-            for gradient in gradients:
-                gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-                at += gradient.numel()
         norm = joint_norm(self._squares().sqrt(), sharded_squares)
         self.optimizer.found_inf = gate.judge(norm)  # type: ignore[attr-defined]
         factor = clip_factor(norm, self.clip)

@@ -211,6 +211,8 @@ class DeepSpeedBackend:
     ) -> None:
         deepspeed = import_deepspeed()
         self.mesh, self.division = mesh, division
+        # Stage 3 keeps account of one pass at a time.
+        self.runs_ahead = run.zero_stage < 3
         deepspeed.init_distributed("nccl" if mesh.world.device.type == "cuda" else "gloo")
         groups: Any = import_module("deepspeed.utils.groups")
         groups.mpu = None  # an earlier engine's of this process

@@ -7,7 +7,7 @@ from types import FrameType
 
 import torch
 
-from ovtrain.distributed.collectives import Reduction, reduce_later
+from ovtrain.distributed.collectives import Later, reduce_later
 from ovtrain.distributed.context import World
 
 
@@ -21,7 +21,7 @@ class StopRequest:
     def __init__(self, world: World) -> None:
         self.world = world
         self._asked = False
-        self._told: Reduction | None = None
+        self._told: Later | None = None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 

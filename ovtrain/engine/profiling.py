@@ -40,7 +40,8 @@ def name_parts(parts: Parts) -> None:
         (step.backend, "forward", "forward"),
         (step.backend, "backward", "backward"),
         (step.backend, "step", "optimizer"),
-        (step.sources, "micro_step", "head"),
+        (step.sources, "begin", "head"),
+        (step.sources, "finish", "head"),
     ]
     for source in parts.heads:
         named += [(source.head, method, "head") for method in ("plan", "take")]
@@ -81,7 +82,7 @@ class Profiling:
         self._run(steps)
         self._settle()
         times = CLOCK.read(steps)
-        work = all_reduce(self._work.to(self.world.device), self.world.group).tolist()
+        work = all_reduce(self._work.to(self.world.device), self.parts.mesh.data.group).tolist()
         self._throughput.add(round(work[0]), round(work[1]), work[2])
         rates, loading = self._throughput.read(), self._loading.read()
         rows = rank_rows(times, rates["data_wait_ms"], self.world)

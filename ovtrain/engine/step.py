@@ -66,6 +66,14 @@ class StepResult:
     unlabelled: list[int]
 
 
+@dataclass(frozen=True)
+class _Forwarded:
+    """embeddings (B, D) float32 of a micro-step, with its cu_seqlens (B + 1,)."""
+
+    embeddings: Tensor
+    cu_seqlens: Tensor
+
+
 class TrainStep:
     """``name_of``: (source number, key) -> a sample's name, for messages."""
 
@@ -96,20 +104,24 @@ class TrainStep:
         labels = self._global_labels(batch)
         plans = [h.head.plan(step, labels[n]) for n, h in enumerate(self.heads)]
         steps = [self._take(h, plan) for h, plan in zip(self.heads, plans, strict=True)]
-        device = self.world.device
+        device, count = self.world.device, len(batch.micro)
         losses = torch.zeros(len(self.heads), device=device)
         sound: list[Tensor] = []
-        for k, micro in enumerate(batch.micro):
-            moved = micro.to(device)
-            embeddings = self.backend.forward(moved).float()
+        ahead = self.config.run.forward_ahead and self.backend.runs_ahead
+        now = self._forward(batch.micro[0])
+        for k in range(count):
             places = [send(batch.rows[k][h.number], device) for h in self.heads]
-            cut = embeddings.detach().contiguous()  # the boundary between the two planes
-            result = self.sources.micro_step(cut, steps, k, places, batch.slots[k])
-            last = k == len(batch.micro) - 1
-            self.backend.backward((embeddings * result.gradient).sum(), last=last)
+            cut = now.embeddings.detach().contiguous()  # the boundary between the two planes
+            gathering = self.sources.begin(cut, steps, batch.slots[k])
+            more = k + 1 < count
+            later = self._forward(batch.micro[k + 1]) if more and ahead else None
+            result = self.sources.finish(gathering, steps, k, places)
+            self.backend.backward((now.embeddings * result.gradient).sum(), last=not more)
             losses += result.losses
             finite = result.gradient.isfinite().all(1)
-            sound.append(result.sound & finite & self.token_gradients.sound(moved.cu_seqlens))
+            sound.append(result.sound & finite & self.token_gradients.sound(now.cu_seqlens))
+            if more:
+                now = later or self._forward(batch.micro[k + 1])
         squares = self._squares(steps)
         # Tensor ranks know the same of their samples.
         unsound = torch.stack([(~part).sum() for part in sound]).sum() * self.mesh.speaks
@@ -119,6 +131,10 @@ class TrainStep:
         norm = self._update(steps, step, total)
         metrics = self._metrics(losses, norm) | {"unsound": unsound, "refused": self.gate.refused}
         return StepResult(metrics, sound, squares, unlabelled)
+
+    def _forward(self, micro: PackedBatch) -> _Forwarded:
+        moved = micro.to(self.world.device)
+        return _Forwarded(self.backend.forward(moved).float(), moved.cu_seqlens)
 
     def _squares(self, steps: Sequence[HeadStep | None]) -> Tensor:
         """(H,) squared norms of this rank's class rows' gradients, weighted as the loss is."""

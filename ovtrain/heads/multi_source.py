@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ovtrain.config.step_plan import split
 from ovtrain.distributed.collectives import (
-    all_gather_slots,
+    Later,
     all_reduce,
+    gather_later,
     reduce_in_place,
     reduce_scatter_slots,
 )
@@ -53,6 +54,17 @@ class MicroResult:
     sound: Tensor
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """Unit embeddings on their way: of this rank (B, D) with the inverse norms (B,), of all data
+    ranks (their number x slots, D)."""
+
+    unit: Tensor
+    inverse: Tensor
+    slots: int
+    all: Later
+
+
 class MultiSource:
     """The heads of all sources on this rank, whose rows are divided over all ranks of ``mesh``."""
 
@@ -77,16 +89,32 @@ class MultiSource:
         labelled sample in this step; places[h] (B_h,): where head h's samples are in what is
         gathered. The result's gradient is overwritten by the next micro-step.
         """
+        return self.finish(self.begin(pooled, steps, slots), steps, k, places)
+
+    def begin(self, pooled: Tensor, steps: Sequence[HeadStep | None], slots: int) -> Gathering:
+        """The first half of ``micro_step``: what is computed until ``finish`` hides the gather. One
+        at a time."""
         unit = self.buffers.empty("unit", tuple(pooled.shape), torch.float32)
         inverse = pooled.new_empty(len(pooled))
         if len(self._numbers) < len(pooled):
             self._numbers = torch.arange(len(pooled), device=pooled.device)
         self.kernels.unit_rows(pooled, self._numbers[: len(pooled)], unit, inverse)
-        sound = inverse < 1e12  # neither NaN nor the inverse of a norm that counts as 1e-12
         dtypes = {step.head.dtype for step in steps if step is not None}
         wire = dtypes.pop() if len(dtypes) == 1 else torch.float32
         sent = self.buffers.empty("sent", tuple(unit.shape), wire).copy_(unit)
-        gathered = all_gather_slots(sent, slots, self.mesh.data.group)
+        return Gathering(unit, inverse, slots, gather_later(sent, slots, self.mesh.data.group))
+
+    def finish(
+        self,
+        gathering: Gathering,
+        steps: Sequence[HeadStep | None],
+        k: int,
+        places: Sequence[Tensor],
+    ) -> MicroResult:
+        """The second half."""
+        unit, inverse, slots = gathering.unit, gathering.inverse, gathering.slots
+        gathered = gathering.all.wait()
+        sound = inverse < 1e12  # neither NaN nor the inverse of a norm that counts as 1e-12
         streams = [
             None if step is None or not len(where) else _stream(step, k, gathered, where)
             for step, where in zip(steps, places, strict=True)
@@ -96,7 +124,7 @@ class MultiSource:
         taken = [where for stream, where in zip(streams, places, strict=True) if stream is not None]
         if sum(map(len, taken)) < len(gradient):
             gradient.zero_()
-        losses = torch.zeros(len(steps), device=pooled.device)
+        losses = torch.zeros(len(steps), device=unit.device)
         for h, (step, stream) in enumerate(zip(steps, streams, strict=True)):
             if step is None or stream is None:
                 continue
@@ -106,7 +134,7 @@ class MultiSource:
                 towards.mul_(step.weight)
             gradient.index_copy_(0, places[h], towards)
         mine = reduce_scatter_slots(gradient, slots, self.mesh.data.group)
-        mine = reduce_in_place(mine, self.mesh.tensor.group)[: len(pooled)]
+        mine = reduce_in_place(mine, self.mesh.tensor.group)[: len(unit)]
         inverse = inverse.masked_fill(~sound, 0.0)
         self.kernels.tangent(mine, unit, inverse, torch.empty_like(inverse))
         return MicroResult(losses, mine, sound)

@@ -195,7 +195,7 @@ def poison(
     that update and the words that should name the sample."""
     seen: dict[str, Any] = {}
     backend, sources, run = parts.step.backend, parts.step.sources, parts.step.run
-    forward, micro_step = backend.forward, sources.micro_step
+    forward, finish = backend.forward, sources.finish
 
     def noted_run(batch: StepBatch, number: int) -> StepResult:
         seen["now"] = number == step
@@ -232,7 +232,7 @@ def poison(
         return pooled
 
     def poisoned_loss(*given: Any) -> Any:
-        result = micro_step(*given)
+        result = finish(*given)
         if seen["now"] and place == "loss gradient":
             result = replace(result, gradient=hurt(result.gradient, slice(sample, sample + 1)))
         seen["now"] = False  # one micro-step of it
@@ -245,7 +245,7 @@ def poison(
         parts.encoder.layernorm_pre.bias.register_hook(poisoned_parameter)
     parts.step.run = noted_run  # type: ignore[method-assign]
     backend.forward = poisoned_forward  # type: ignore[method-assign]
-    sources.micro_step = poisoned_loss  # type: ignore[method-assign]
+    sources.finish = poisoned_loss  # type: ignore[method-assign]
     return lambda: seen["state"], lambda: seen["name"]
 
 
