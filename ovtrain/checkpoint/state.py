@@ -28,7 +28,7 @@ class Part(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Take this rank's state from a step directory of any world size."""
+        """Take this rank's state from a step directory of any layout of ranks."""
         ...
 
 
@@ -36,7 +36,7 @@ class EncoderOwner(Protocol):
     """A backend: where the encoder and its optimizer's state lie on this rank."""
 
     def shapes(self) -> Mapping[str, torch.Size]:
-        """Of all parameters, whole."""
+        """Of all parameters, whole, also where tensor ranks divide them."""
         ...
 
     def held(self) -> list[Shard]:
@@ -77,11 +77,16 @@ class EncoderPart:
 
     def load(self, folder: Path) -> None:
         reader = EncoderReader(folder)
-        reader.check(self.owner.shapes())
+        shapes = self.owner.shapes()
+        reader.check(shapes)
         with torch.no_grad():
             for shard in self.owner.held():
                 stop = shard.start + len(shard.values)
-                shard.values.copy_(reader.read(shard.part, shard.name, shard.start, stop))
+                shape = shapes[shard.name]
+                read = reader.read_piece(
+                    shard.part, shard.name, shape, shard.piece, shard.start, stop
+                )
+                shard.values.copy_(read)
             for counter in self.owner.steps():
                 counter.fill_(reader.steps)
         self.owner.restored()
