@@ -139,7 +139,8 @@ class PlainBackend:
         firsts = {name: state[p]["exp_avg"] for name, p in named.items()}
         seconds = {name: state[p]["exp_avg_sq"] for name, p in named.items()}
         parts = {"param": named, "first": firsts, "second": seconds}
-        return [s for part, tensors in parts.items() for s in whole_shards(part, tensors)]
+        pieces = self.division.parts
+        return [s for part, held in parts.items() for s in whole_shards(part, held, pieces)]
 
     def owned(self) -> list[Shard]:
         """Ranks that hold the same write an even part of it each."""

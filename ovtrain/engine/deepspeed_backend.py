@@ -267,7 +267,8 @@ class DeepSpeedBackend:
             for part, key in keys.items()
             for name, parameter in self.engine.module.named_parameters()
         ]
-        return [Shard(part, name, *piece) for part, name, piece in found if piece is not None]
+        parts = self.division.parts
+        return [Shard(p, n, *piece, parts.get(n)) for p, n, piece in found if piece is not None]
 
     def owned(self) -> list[Shard]:
         """ZeRO has dealt everything out to data ranks; what tensor ranks hold whole, the first of

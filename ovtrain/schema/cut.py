@@ -1,11 +1,11 @@
 """How tensor ranks divide a parameter, and how a checkpoint says so. Torch-free.
 
-A parameter of two or more dimensions counts as a matrix (R, C): its first dimension, and the rest
+A parameter of three or more dimensions counts as a matrix (R, C): its first dimension, and the rest
 flattened; a vector as (R, 1). T tensor ranks hold of it
 
     column       R / T rows each: output features (Megatron-LM, section 3). ``stacks`` > 1: of each
                  of so many equal blocks of rows, one behind the other (queries, keys, values)
-    row          C / T columns each: input features
+    row          C / T columns of a matrix each: input features
     replicated   all of it
 """
 
@@ -34,7 +34,7 @@ class Cut:
     def divides(self, shape: Sequence[int], of: int) -> bool:
         """Whether a parameter of this shape falls into ``of`` equal parts."""
         if self.kind == "row":
-            return shape[-1] % of == 0
+            return len(shape) == 2 and shape[1] % of == 0
         return not self.divided or shape[0] % (self.stacks * of) == 0
 
     def numel(self, whole: int, of: int) -> int:
@@ -70,12 +70,12 @@ class Part:
         return cls(cut, index, of) if index < of else None
 
     def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
-        """Of this part of a parameter of shape ``whole``. Matrices keep their dimensions; a
-        ``row`` part of one with more dimensions divides the last."""
+        """Of this part of a parameter of shape ``whole``."""
         first, *rest = whole
         if self.cut.kind == "column":
             return (first // self.of, *rest)
-        return (first, *rest[:-1], rest[-1] // self.of)
+        (columns,) = rest
+        return first, columns // self.of
 
     def rows(self, count: int) -> list[range]:
         """Which of a matrix's ``count`` rows it holds, in order: one range per stack."""

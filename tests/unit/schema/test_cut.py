@@ -57,5 +57,6 @@ def test_what_divides():
     assert not Cut("column", 3).divides((12, 6), 8)
     assert ROW.divides((5, 6), 3)
     assert not ROW.divides((6, 5), 3)
+    assert not ROW.divides((6,), 3)  # a bias is added once
     assert REPLICATED.divides((7,), 3)
     assert (ROW.numel(24, 2), REPLICATED.numel(24, 2)) == (12, 24)
