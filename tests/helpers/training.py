@@ -129,12 +129,15 @@ def small(folder: Path, out: Path, *overrides: str, **run: Any) -> TrainConfig:
     return typed_config(folder, *overrides, **settings)
 
 
-def fit(config: TrainConfig) -> Parts:
-    """Train in this process, without a process group; its parts after the last step."""
+def fit(config: TrainConfig, watch: Callable[[Parts], object] | None = None) -> Parts:
+    """Train in this process, without a process group; its parts after the last step. ``watch``
+    gets them before the first."""
     with keep_signals():
         claim(config)
         parts = build(config, world())
         describe(config, parts, world())
+        if watch is not None:
+            watch(parts)
         assert Trainer(config, parts, world()).fit()
     return parts
 

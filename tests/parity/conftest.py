@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ovtrain.checkpoint import storage
 from tests.helpers.training import fit, typed_config, write_config
 from tests.helpers.world import succeed, torchrun
+from tests.parity.gradients import REFERENCE, Gradients, Step
 from tests.parity.traffic_cases import CASES, write_case
 
 UNEVEN: dict[str, Any] = {"global_batch": 7, "steps": 20, "checkpoint_every": 100}
@@ -43,12 +45,27 @@ TWO_PROCESSES = {
     "zero3-2-accumulated": {"zero_stage": 3, "micro_batch": 2, "recompute": 1},
     "losses-zero3-2": {**OTHER_LOSSES, "zero_stage": 3},
 }
+TENSOR_2 = {
+    "tp2-zero1": {"tensor_parallel": 2, "sequence_parallel": False, "micro_batch": 3},
+    "tp2-ddp-sequence": {
+        **{"tensor_parallel": 2, "backend": "ddp", "micro_batch": 3},
+        **{"forward_ahead": True, "recompute": 2},
+    },
+}
 THREE_PROCESSES = {"zero2-3": {"zero_stage": 2}}
 FOUR_PROCESSES = {
     "ddp-4-accumulated": {"backend": "ddp", "micro_batch": 2},
     "zero1-4": {},
     "zero3-4": {"zero_stage": 3},
 }
+TENSOR_4 = {
+    "tp2-zero2-4-sequence": {
+        **{"tensor_parallel": 2, "zero_stage": 2, "micro_batch": 2},
+        **{"checkpoint_every": 9},
+    },
+    "tp2-zero3-4-sequence": {"tensor_parallel": 2, "zero_stage": 3, "recompute": 1},
+}
+"""Tensor ranks: two processes and four."""
 CONTINUED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
     2: {
         "zero3-after-one-process": ("deepspeed-1", {"zero_stage": 3}),
@@ -62,6 +79,7 @@ CONTINUED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
     4: {
         "zero2-on-4-after-zero3-on-2": ("zero3-2", {"zero_stage": 2}),
         "zero3-on-4-after-zero1-on-2": ("deepspeed-2", {"zero_stage": 3, "micro_batch": 2}),
+        "zero1-on-4-after-tp2-zero2": ("tp2-zero2-4-sequence", {}),
     },
 }
 """By number of processes: runs that go on from the step-18 checkpoint of another run."""
@@ -97,11 +115,19 @@ def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(setup_folder, folder, dirs_exist_ok=True)
     plain = {"plain": {}, "plain-accumulated": {"micro_batch": 3}, "losses-plain": OTHER_LOSSES}
+    gradients: list[Step] = []
     for name, run in plain.items():
         settings = UNEVEN | {"backend": "ddp", "out": str(folder / name)} | run
-        fit(typed_config(folder, **settings))
+        watch = (lambda parts: Gradients(parts, gradients.append)) if name == "plain" else None
+        fit(typed_config(folder, **settings), watch)
+    torch.save(gradients, folder / REFERENCE)
     found: dict[str, Any] = {}
-    straight = {1: ONE_PROCESS, 2: TWO_PROCESSES, 3: THREE_PROCESSES, 4: FOUR_PROCESSES}
+    straight = {
+        1: ONE_PROCESS,
+        2: TWO_PROCESSES | TENSOR_2,
+        3: THREE_PROCESSES,
+        4: FOUR_PROCESSES | TENSOR_4,
+    }
     for processes, named in straight.items():
         told = [_run(folder, name, run) for name, run in named.items()]
         later = CONTINUED.get(processes, {}).items()

@@ -32,6 +32,7 @@ from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from tests.helpers.training import begin_at
+from tests.parity.gradients import REFERENCE, compared
 from tests.parity.traffic_job import measured
 
 
@@ -97,11 +98,17 @@ def train(path: str, begin: str, world: World) -> None:
         dist.barrier(world.group)
     parts = build(config, world)
     met = Trace(parts)
+    out = Path(config.run.out)
+    reference = out.parent / REFERENCE
+    alike = config.run.tensor_parallel > 1 and not begin
+    worst = compared(parts, reference) if alike else {}
     assert Trainer(config, parts, world).fit()
+    if world.is_main and alike:
+        (out / "gradients.json").write_text(json.dumps(worst))
     told = collectives.gather_objects(met.steps, world.group)
     if world.is_main:
-        (Path(config.run.out) / "trace.json").write_text(json.dumps(joined(told)))
-        (Path(config.run.out) / "reduced.json").write_text(json.dumps(met.reduced))
+        (out / "trace.json").write_text(json.dumps(joined(told)))
+        (out / "reduced.json").write_text(json.dumps(met.reduced))
 
 
 def joined(told: list[list[dict[str, list[int]]]]) -> list[dict[str, list[int]]]:
@@ -128,8 +135,10 @@ class Trace:
         met = self.steps
         met.append({})
         for source in self.parts.loader.sources:
-            keys = [m.key[(m.source == source.number) & (m.key != 0)] for m in batch.micro]
-            met[-1][f"samples/{source.config.name}"] = torch.cat(keys).tolist()
+            # Tensor ranks read the same samples.
+            own = batch.micro if self.parts.mesh.speaks else []
+            keys = [m.key[(m.source == source.number) & (m.key != 0)] for m in own]
+            met[-1][f"samples/{source.config.name}"] = torch.cat([*keys, NOTHING]).tolist()
         before = REDUCED[0]
         result = self.run(batch, step)
         self.reduced.append(REDUCED[0] - before)
@@ -146,6 +155,7 @@ class Trace:
         head.plan = noted  # type: ignore[method-assign]
 
 
+NOTHING = torch.zeros(0, dtype=torch.int64)
 REDUCED = [0]
 
 

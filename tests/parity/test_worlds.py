@@ -14,6 +14,8 @@ from tests.helpers.training import metrics
 from tests.parity.conftest import (
     FOUR_PROCESSES,
     ONE_PROCESS,
+    TENSOR_2,
+    TENSOR_4,
     THREE_PROCESSES,
     TWO_PROCESSES,
     Runs,
@@ -28,6 +30,8 @@ OTHERS = [
         *TWO_PROCESSES,
         *THREE_PROCESSES,
         *FOUR_PROCESSES,
+        *TENSOR_2,
+        *TENSOR_4,
     )
     if not name.startswith("losses")
 ]

@@ -1,0 +1,80 @@
+"""Every encoder gradient of every step, whole, whatever the ranks hold of it.
+
+Taken where autograd hands it over, before a backend reduces, scatters or scales it: summed here
+over micro-steps and data ranks, and put together from tensor ranks' parts. Parameters that tensor
+ranks hold whole must have equal gradients, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ovtrain.data.loader import StepBatch
+from ovtrain.distributed.collectives import all_gather_slots, all_reduce
+from ovtrain.engine.build import Parts
+from ovtrain.engine.step import StepResult
+
+Step = dict[str, Tensor]
+REFERENCE = "gradients.pt"
+"""Those of the plain single process, beside the runs."""
+
+
+class Gradients:
+    """``take``: gets each step's."""
+
+    def __init__(self, parts: Parts, take: Callable[[Step], None]) -> None:
+        self.parts, self.mesh, self.take = parts, parts.mesh, take
+        self.scale = 1.0
+        if hasattr(parts.step.backend, "zero"):  # its scalar was multiplied: it averages
+            self.scale = 1 / parts.mesh.data.size
+        self.division = parts.step.backend.division  # type: ignore[attr-defined]
+        self.sums: Step = {}
+        for name, parameter in parts.encoder.named_parameters():
+            parameter.register_hook(partial(self._add, name))
+        self.run = parts.step.run
+        parts.step.run = self._run  # type: ignore[method-assign]
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        own = gradient.detach().float()
+        self.sums[name] = self.sums[name] + own if name in self.sums else own.clone()
+
+    def _run(self, batch: StepBatch, step: int) -> StepResult:
+        self.sums = {}
+        result = self.run(batch, step)
+        names = sorted(self.sums)
+        self.take({name: self._whole(name, self.sums[name] * self.scale) for name in names})
+        return result
+
+    def _whole(self, name: str, own: Tensor) -> Tensor:
+        own = all_reduce(own, self.mesh.data.group)
+        tensor = self.mesh.tensor
+        held = all_gather_slots(own.reshape(1, -1), 1, tensor.group)
+        part, shape = self.division.parts.get(name), self.division.shapes[name]
+        if part is None:
+            assert all(torch.equal(other, held[0]) for other in held), f"{name} differs"
+            return own
+        blocks = [x.view(part.shape(shape)).chunk(part.cut.stacks) for x in held]
+        dim = 1 if part.cut.kind == "row" else 0
+        return torch.cat([torch.cat(stack, dim) for stack in zip(*blocks, strict=True)])
+
+
+def compared(parts: Parts, reference: Path) -> dict[str, float]:
+    """By name, the largest |g - reference| / |reference| (2-norms) of any step; filled as ``parts``
+    train on the reference's config in another layout."""
+    expected: list[Step] = torch.load(reference)
+    worst: dict[str, float] = {}
+
+    def take(found: Step) -> None:
+        wanted = expected.pop(0)
+        assert found.keys() == wanted.keys()
+        for name, gradient in found.items():
+            error = (gradient - wanted[name]).norm() / wanted[name].norm()
+            worst[name] = max(worst.get(name, 0.0), error.item())
+
+    Gradients(parts, take)
+    return worst

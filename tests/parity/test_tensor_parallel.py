@@ -1,0 +1,53 @@
+"""Tensor and sequence parallelism change where numbers lie, not what they are.
+
+Losses and norms over 20 steps are held to the plain single process in test_worlds.py, resumptions
+in test_resume.py; here the encoder's gradients are, each of them and whole.
+"""
+
+import json
+
+import pytest
+import torch
+
+from ovtrain.checkpoint.encoder_shards import PARTS, EncoderReader
+from ovtrain.engine.build import build
+from tests.helpers.training import typed_config, world
+from tests.parity.conftest import TENSOR_2, TENSOR_4, UNEVEN, Runs
+
+NAMES = [*TENSOR_2, *TENSOR_4]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_gradient_of_every_step_equals_the_plain_single_process(runs: Runs, name: str):
+    """20 updates apart, which float32 sums in another order let drift by about 1e-6."""
+    worst = json.loads((runs.out(name) / "gradients.json").read_text())
+    assert len(worst) > 40
+    assert {n: error for n, error in worst.items() if not error < 1e-4} == {}
+
+
+def test_tensor_ranks_draw_class_rows_of_their_own(runs: Runs):
+    """Class shards span data and tensor ranks: four files of a head."""
+    step = runs.out("tp2-zero2-4-sequence") / "checkpoints" / "step-00000018"
+    assert len(list(step.glob("head-image-*"))) == 4
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_process_takes_over_every_bit(runs: Runs, part: str):
+    """Weights and moments, saved by two tensor ranks x ZeRO-2 over two, read and saved by one."""
+    saved = runs.out("tp2-zero2-4-sequence") / "checkpoints" / "step-00000018"
+    parts = build(typed_config(runs.folder, **(UNEVEN | {"backend": "ddp"})), world())
+    parts.checkpoints.parts["encoder"].load(saved)
+    backend = parts.step.backend
+    whole = EncoderReader(saved).whole(part, backend.shapes())
+    held = {shard.name: shard.values for shard in backend.held() if shard.part == part}
+    assert [n for n in whole if not torch.equal(whole[n].flatten(), held[n])] == []
+    assert any(x.abs().max() > 0 for x in held.values())
+
+
+def test_each_entry_of_the_encoder_is_saved_once(runs: Runs):
+    found = [
+        runs.out(name) / "checkpoints" / "step-00000018"
+        for name in ("deepspeed-2", "tp2-zero2-4-sequence")
+    ]
+    sizes = [sum(p.stat().st_size for p in step.glob("encoder-*")) for step in found]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)  # names of pieces
