@@ -63,8 +63,7 @@ def config_of(given: argparse.Namespace, folder: Path, world: World) -> TrainCon
 
 def alone(encoder: Encoder, batch: PackedBatch) -> None:
     """Forward and backward."""
-    _, pooled = encode(encoder, batch)
-    pooled.square().sum().backward()
+    encode(encoder, batch).square().sum().backward()
     for parameter in encoder.parameters():
         parameter.grad = None
 

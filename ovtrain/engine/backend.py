@@ -16,6 +16,7 @@ from torch import Tensor
 from ovtrain.checkpoint.encoder_shards import Shard, cut, whole_shards
 from ovtrain.checkpoint.state import EncoderOwner
 from ovtrain.config.optim import OptimConfig
+from ovtrain.costs.buckets import BUCKET
 from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.buckets import GradientBuckets
 from ovtrain.distributed.collectives import all_reduce
@@ -83,6 +84,7 @@ class PlainBackend:
         mesh: Mesh,
         *,
         bf16: bool = False,
+        bucket: int = BUCKET,
     ) -> None:
         self.encoder, self.division, self.mesh = encoder, division, mesh
         self.clip, self.bf16 = optim.clip, bf16
@@ -91,7 +93,8 @@ class PlainBackend:
         for parameter in encoder.parameters():
             create_state(self.optimizer, parameter)
         group = mesh.data.group
-        self._buckets = GradientBuckets(list(encoder.parameters()), group) if group else None
+        parameters = list(encoder.parameters())
+        self._buckets = GradientBuckets(parameters, group, bucket) if group else None
 
     def forward(self, batch: PackedBatch) -> Tensor:
         with self._precision():
