@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from launch.plan.deal import Deal, deal
 from launch.plan.step import Plan, SourcePlan, drawn_rows, table_of
-from launch.plan.traffic import part_of, stage_of
+from launch.plan.traffic import stage_of
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, zero
+from ovtrain.costs.parameters import part_of
 
 CONTEXT = 2 * 10**9
 """A CUDA context, the libraries' workspaces and NCCL's buffers: an assumption."""

@@ -7,14 +7,14 @@ labelled sample. tests/parity/test_traffic.py holds it to what real processes ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from launch.plan.deal import Deal
 from launch.plan.step import SourcePlan, table_of
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import exchange, zero
 from ovtrain.costs.gathering import LIVE, PREFETCH, gathers
-from ovtrain.costs.parameters import Parameter
+from ovtrain.costs.parameters import Parameter, part_of
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,6 @@ def step_traffic(
         half=run.precision == "bf16",
     )
     return Traffic(sent, heads, _calls(config, table, world, dealt.micro_steps))
-
-
-def part_of(table: Sequence[Parameter], tensor_ranks: int) -> tuple[Parameter, ...]:
-    """A tensor rank's part of the parameters, as if all of them were cut: by less than 1 % too
-    little, since norms and some biases are not."""
-    return tuple(replace(p, numel=-(-p.numel // tensor_ranks)) for p in table)
 
 
 def head_batches(
