@@ -25,7 +25,13 @@ class Collectives:
         return added([self, other])
 
     def times(self, number: int) -> Collectives:
-        return added([self] * number)
+        return Collectives(
+            {kind: n * number for kind, n in self.bytes.items()},
+            {kind: n * number for kind, n in self.calls.items()},
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.calls)
 
     @property
     def count(self) -> int:

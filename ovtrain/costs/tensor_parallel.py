@@ -11,8 +11,8 @@ Whole tokens on every rank (``run.sequence_parallel=false``), all of it all-redu
 
 A T-th of the tokens on each rank between the maps (``run.sequence_parallel=true``)
     forward     per block 2 all-gathers (entries) and 2 reduce-scatters (exits) of b N' d. Pooling:
-                all-gather b N' d (tokens), reduce-scatter b B' d (exit of attention), all-gather and
-                reduce-scatter b B' d (entry and exit of its MLP), all-gather b B' d (the pooled
+                all-gather b N' d (tokens), reduce-scatter b B' d (exit of attention), all-gather
+                and reduce-scatter b B' d (entry and exit of its MLP), all-gather b B' d (the pooled
                 embeddings made whole)
     backward    an all-gather for each reduce-scatter and the other way round, of the same size; for
                 the last gather nothing. All-gather b N' d, where the tokens were divided before the
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovtrain.costs.collectives import Collectives, added
+from ovtrain.costs.collectives import Collectives
 from ovtrain.costs.encoder import EncoderSize, recomputed_blocks
 
 
@@ -56,14 +56,13 @@ def exchanged(run: Activations, tokens: int, samples: int) -> Collectives:
 
 
 def _whole(run: Activations, tokens: int, samples: int) -> Collectives:
-    of_tokens, of_samples, of_probe = (
-        run.number * run.size.width * n for n in (tokens, samples, 1)
-    )
+    numbers = run.number * run.size.width
+    of_tokens, of_samples = numbers * tokens, numbers * samples
     again = recomputed_blocks(run.size, run.recompute)
     found = Collectives.of("all_reduce", of_tokens, 4 * run.size.depth + again)
     if run.pooling:
         found += Collectives.of("all_reduce", of_samples, 3)
-        found += Collectives.of("all_reduce", of_tokens) + Collectives.of("all_reduce", of_probe)
+        found += Collectives.of("all_reduce", of_tokens) + Collectives.of("all_reduce", numbers)
     return found
 
 
@@ -84,12 +83,10 @@ def _divided(run: Activations, tokens: int, samples: int) -> Collectives:
 
 def _norms(run: Activations) -> Collectives:
     """Of the gradients of each norm's parameters."""
-    kinds = [run.norm] * (1 + 2 * run.size.depth)
-    if run.pooling:
-        kinds += [run.norm, "rms_norm"]
-    vectors = {"layer_norm": 2, "rms_norm": 1}
-    sizes = [run.weight * run.size.width * vectors[kind] for kind in kinds]
-    return added(Collectives.of("all_reduce", size) for size in sizes)
+    of_vector = run.weight * run.size.width
+    own = of_vector * (2 if run.norm == "layer_norm" else 1)
+    found = Collectives.of("all_reduce", own, 1 + 2 * run.size.depth + run.pooling)
+    return found + Collectives.of("all_reduce", of_vector, int(run.pooling))
 
 
 def padded(number: int, tensor_ranks: int) -> int:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ovtrain.costs import exchange, links
-from ovtrain.costs.exchange import HeadBatch
+from ovtrain.costs import links
 from ovtrain.costs.links import ACHIEVED, LATENCY, Links
 
 CLUSTER = Links(nodes=16, per_node=8, node_gbs=200, network_gbs=100)
@@ -34,21 +33,3 @@ def test_links_that_a_job_does_not_have_take_no_time():
 def test_every_call_has_a_latency():
     spent = links.seconds({}, 10, CLUSTER)
     assert spent == {kind: 10 * each for kind, each in LATENCY.items()}
-
-
-def test_heads_exchange_labels_once_and_embeddings_per_micro_step():
-    logistic = HeadBatch((6, 5), 10, exponential=False)
-    found = exchange.exchanged([logistic], [4, 3], width=8, world=2, half=True)
-    assert found == {
-        "all_gather": 2 * 7 * 10 * 4 + 2 * 7 * 8 * 2,
-        "reduce_scatter": 2 * 7 * 8 * 4,
-        "all_reduce": 4 * 3,
-    }
-
-
-def test_exponential_losses_exchange_maxima_cosines_and_sums():
-    heads = [HeadBatch((6, 0), 10, True), HeadBatch((1, 2), 3, True), HeadBatch((1, 1), 2, False)]
-    found = exchange.exchanged(heads, [4, 3], width=8, world=2, half=False)
-    first = 6 * (10 + 2) + 1 * (3 + 2)
-    second = 2 * (3 + 2)  # the first head has no sample there
-    assert found["all_reduce"] == 4 * (first + second) + 4 * (3 + 2)

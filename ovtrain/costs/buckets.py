@@ -1,0 +1,63 @@
+"""How much DeepSpeed (0.19) fetches, reduces and updates at once: its limits, and the pieces into
+which they cut a step. No parameter is larger than a bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ovtrain.costs.gathering import LIVE, PREFETCH
+from ovtrain.costs.parameters import Parameter, groups
+
+BUCKET = 5 * 10**8
+"""Gradient numbers that are reduced together, for which memory is set aside however few there are
+(DeepSpeed's default)."""
+SUB_GROUP = 10**9
+"""Numbers of a rank that stage 3 updates together, and takes a norm of (DeepSpeed's default)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``prefetch``, ``live``: what stage 3 fetches ahead and holds whole (``costs.gathering``)."""
+
+    prefetch: int = PREFETCH
+    live: int = LIVE
+    bucket: int = BUCKET
+    sub_group: int = SUB_GROUP
+
+
+DEFAULT = Limits()
+
+
+def reductions(parameters: Sequence[Parameter], stage: int, bucket: int) -> int:
+    """Calls that reduce all gradients once. Stage 1 takes them by the optimizer's groups when the
+    backward pass is through, stages 2 and 3 as it makes them, last parameters first."""
+    if stage == 1:
+        decayed, others = groups(parameters)
+        order: Iterable[Parameter] = [*decayed, *others]
+    else:
+        order = reversed(parameters)
+    calls, held = 0, 0
+    for parameter in order:
+        if held and held + parameter.numel > bucket:
+            calls, held = calls + 1, 0
+        held += parameter.numel
+    return calls + bool(held)
+
+
+def sub_groups(parameters: Sequence[Parameter], world: int, most: int) -> list[list[int]]:
+    """Of stage 3: of each piece of each of the optimizer's groups, the numbers that a rank holds of
+    its parameters. A piece ends with the parameter that brings it to ``most``."""
+    found: list[list[int]] = []
+    for group in groups(parameters):
+        held = [-(-p.numel // world) for p in group]
+        piece: list[int] = []
+        for n in held:
+            piece.append(n)
+            if sum(held) > most and sum(piece) >= most:
+                found.append(piece)
+                piece = []
+        if piece:
+            found.append(piece)
+    return found
