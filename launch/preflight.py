@@ -44,9 +44,8 @@ def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8)
     """
     found = Findings(config=problems(config))
     if not found.config:
-        classes = [classes_of(x) if x.labels else None for x in config.data.sources]
-        found.config += batch_problems(config, world)
-        found.config += layout_problems(config, world, _known(config, classes))
+        classes = _classes(config)
+        found.config += rank_problems(config, world)
         if gpu and not found.config and (x := memory_problem(config, world, per_node, gpu)):
             found.config.append(x)
         for source in config.data.sources:
@@ -57,6 +56,16 @@ def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8)
         found.config += other_run(config)
         _check_places(config, classes, found)
     return found
+
+
+def rank_problems(config: TrainConfig, world: int) -> list[str]:
+    """Whether a run can be dealt to ``world`` ranks: samples, heads of attention, class rows."""
+    classes = _known(config, _classes(config))
+    return batch_problems(config, world) + layout_problems(config, world, classes)
+
+
+def _classes(config: TrainConfig) -> list[int | None]:
+    return [classes_of(x) if x.labels else None for x in config.data.sources]
 
 
 def _known(config: TrainConfig, classes: Sequence[int | None]) -> dict[str, int]:

@@ -33,3 +33,29 @@ def test_links_that_a_job_does_not_have_take_no_time():
 def test_every_call_has_a_latency():
     spent = links.seconds({}, 10, CLUSTER)
     assert spent == {kind: 10 * each for kind, each in LATENCY.items()}
+
+
+@pytest.mark.parametrize(
+    ("tensor_ranks", "data", "tensor"),
+    [
+        # Eight GPUs a node: in each two tensor groups of four, and two members of four data groups.
+        (4, Links(16, 2, 200, 25), Links(1, 4, 200, 50)),
+        (8, Links(16, 1, 200, 12.5), Links(1, 8, 200, 100)),
+        (1, CLUSTER, CLUSTER),
+        # Wider than a node: a tensor group has two to itself.
+        (16, Links(8, 1, 200, 12.5), Links(2, 8, 200, 100)),
+    ],
+)
+def test_groups_of_a_kind_share_the_networks_of_their_nodes(
+    tensor_ranks: int, data: Links, tensor: Links
+):
+    assert links.of_group(CLUSTER, "data", tensor_ranks) == data
+    assert links.of_group(CLUSTER, "tensor", tensor_ranks) == tensor
+    assert links.of_group(CLUSTER, "world", tensor_ranks) == CLUSTER
+
+
+def test_data_groups_side_by_side_take_the_network_as_long_as_all_ranks_together():
+    """Each of four groups sends a quarter, with a quarter of the network."""
+    whole = links.seconds({"all_gather": 4 * 10**9}, 0, CLUSTER)["network"]
+    part = links.seconds({"all_gather": 10**9}, 0, links.of_group(CLUSTER, "data", 4))["network"]
+    assert part == pytest.approx(whole)
