@@ -7,6 +7,7 @@ import pytest
 
 from launch import cli
 from launch.plan.cluster import Request
+from launch.plan.deal import deal
 from launch.plan.job import JobPlan, memory_problem, plan_job
 from launch.plan.step import make_plan, plan_lines
 from launch.plan.text import job_lines, job_object
@@ -223,3 +224,12 @@ def test_the_large_presets(preset: str, width: int, depth: int, mlp: int, total:
     whole = planned(f"model.preset={preset}", "run.zero_stage=2", tensor=1)
     buckets = {"giant": 3, "gigantic": 4}[preset]
     assert whole.estimate.traffic.encoder["data"].calls["all_reduce"] == buckets + 2
+
+
+def test_a_step_is_that_of_the_rank_with_most_and_counts_placeholders():
+    # Seven samples of two tokens on two ranks, two at once: four on the fuller one.
+    assert deal((7,), 2, 2).fullest([2.0]) == [(4.0, 2, 2)]
+    # Three samples of five on one rank, at most two at once: one, then two.
+    assert sorted(deal((3,), 1, 2).fullest([5.0])) == [(5.0, 1, 1), (10.0, 2, 1)]
+    # Nobody has a sample: a placeholder.
+    assert deal((0,), 2, 0).fullest([5.0]) == [(0.0, 1, 1)]
