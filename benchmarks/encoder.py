@@ -259,6 +259,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     models = make_models(args)
+    size = ModelConfig(preset=args.preset).size
+    head_dim = size.width // size.heads
     cases: dict[str, Any] = {}
     for case in args.cases:
         cases[case] = measure(args, models, case)
@@ -277,7 +279,7 @@ def main() -> None:
             device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
             torch=torch.__version__,
             dtype="bfloat16",
-            auto=choose_backend("auto", args.device, torch.bfloat16),
+            auto=choose_backend("auto", args.device, torch.bfloat16, head_dim),
             recompute=args.recompute,
             rounds=args.rounds,
             cases=cases,

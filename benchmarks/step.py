@@ -244,6 +244,8 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
     args.preset = args.preset or ("small" if args.device == "cpu" else "large")
     torch.set_num_threads(args.threads)
+    size = ModelConfig(preset=args.preset).size
+    head_dim = size.width // size.heads
     with tempfile.TemporaryDirectory() as name:
         found = measure(args, Path(name))
     print(
@@ -252,7 +254,7 @@ def main() -> None:
             device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
             torch=torch.__version__,
             preset=args.preset,
-            attention=choose_backend(args.attention, args.device, torch.bfloat16),
+            attention=choose_backend(args.attention, args.device, torch.bfloat16, head_dim),
             rounds=args.rounds,
             workers=args.workers,
             **found,

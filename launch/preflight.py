@@ -15,7 +15,7 @@ from launch.plan.job import memory_problem
 from launch.plan.step import classes_of
 from launch.run_folder import GIB, checkpoint_bytes, disk_problems, other_run, place_problems
 from ovtrain.config.data import SourceConfig, mixture_counts
-from ovtrain.config.layout import layout_problems
+from ovtrain.config.layout import data_ranks, layout_problems
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
 from ovtrain.schema.errors import ConfigError, OvtrainError
@@ -44,19 +44,28 @@ def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8)
     """
     found = Findings(config=problems(config))
     if not found.config:
-        found.config += batch_problems(config, world)
-        if gpu and (problem := memory_problem(config, world, per_node, gpu)):
-            found.config.append(problem)
+        classes = _classes(config)
+        found.config += rank_problems(config, world)
+        if gpu and not found.config and (x := memory_problem(config, world, per_node, gpu)):
+            found.config.append(x)
         for source in config.data.sources:
             _check_source(config, source, found)
         found.notes += _idle_micro_batch(config, world)
         _check_start(config.run.init_from, found)
-        classes = [classes_of(x) if x.labels else None for x in config.data.sources]
-        found.config += layout_problems(config, world, _known(config, classes))
         found.notes += _thin_heads(config, classes, world)
         found.config += other_run(config)
         _check_places(config, classes, found)
     return found
+
+
+def rank_problems(config: TrainConfig, world: int) -> list[str]:
+    """Whether a run can be dealt to ``world`` ranks: samples, heads of attention, class rows."""
+    classes = _known(config, _classes(config))
+    return batch_problems(config, world) + layout_problems(config, world, classes)
+
+
+def _classes(config: TrainConfig) -> list[int | None]:
+    return [classes_of(x) if x.labels else None for x in config.data.sources]
 
 
 def _known(config: TrainConfig, classes: Sequence[int | None]) -> dict[str, int]:
@@ -94,25 +103,32 @@ def _check_places(config: TrainConfig, classes: Sequence[int | None], found: Fin
 
 
 def batch_problems(config: TrainConfig, world: int) -> list[str]:
-    """Each source's share of the global batch gives every rank at least one sample."""
+    """Each source's share of the global batch gives every data rank at least one sample."""
     counts = mixture_counts(config.data.sources, config.run.global_batch)
     total = sum(source.share for source in config.data.sources)
+    ranks, kind = data_ranks(config, world), "data ranks" if _divided(config) else "ranks"
     found: list[str] = []
     for source, count in zip(config.data.sources, counts, strict=True):
-        if count < world:
-            needed = -(-world * total // source.share)
+        if count < ranks:
+            needed = -(-ranks * total // source.share)
             found.append(
                 f"run.global_batch={config.run.global_batch} gives source {source.name} {count} "
-                f"samples for {world} ranks; use at least {needed:.0f}, or fewer ranks"
+                f"samples for {ranks} {kind}; use at least {needed:.0f}, or fewer ranks"
             )
     return found
 
 
+def _divided(config: TrainConfig) -> bool:
+    return config.run.tensor_parallel > 1
+
+
 def _idle_micro_batch(config: TrainConfig, world: int) -> list[str]:
-    share, micro = -(-config.run.global_batch // world), config.run.micro_batch
+    ranks, micro = max(data_ranks(config, world), 1), config.run.micro_batch
+    share = -(-config.run.global_batch // ranks)
     if micro <= share:
         return []
-    return [f"run.micro_batch={micro} has no effect: a rank's share of the batch is {share}"]
+    whose = "data rank" if _divided(config) else "rank"
+    return [f"run.micro_batch={micro} has no effect: a {whose}'s share of the batch is {share}"]
 
 
 def _check_source(config: TrainConfig, source: SourceConfig, found: Findings) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ovtrain.config.data import mixture_counts
+from ovtrain.config.layout import data_ranks
 from ovtrain.config.step_plan import StepPlan, split
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import head, parameters, zero
@@ -76,17 +77,20 @@ class RankPlan:
 def rank_plan(
     config: TrainConfig, world: int, lengths: Sequence[int], classes: Sequence[int | None]
 ) -> RankPlan:
-    """``lengths``: tokens of a sample of each source; ``classes``: of its head, None where it has
-    none or they are not known."""
+    """``world``: all ranks. ``lengths``: tokens of a sample of each source; ``classes``: of its
+    head, None where it has none or they are not known."""
     run, model = config.run, config.model
     counts = mixture_counts(config.data.sources, run.global_batch)
-    deal = StepPlan.build(counts, world, run.micro_batch)
+    ranks = data_ranks(config, world)
+    deal = StepPlan.build(counts, ranks, run.micro_batch)
     held = {deal.part(share, k) for share in deal.shares for k in range(deal.micro_steps)}
     tokens = Span.of(sum(n * x for n, x in zip(part, lengths, strict=True)) for part in held)
     table = parameters.table(model.size, model.patch, norm=model.norm, pooling=model.pooling)
     stage = run.zero_stage if run.backend == "deepspeed" else 0
     return RankPlan(
-        zero.encoder_state(table, world, stage, run.precision),
+        zero.encoder_state(
+            parameters.part_of(table, run.tensor_parallel), ranks, stage, run.precision
+        ),
         tuple(_heads(config, world, classes)),
         tuple(
             source.name
@@ -129,6 +133,9 @@ def rank_lines(config: TrainConfig, plan: RankPlan) -> list[str]:
     """The plan of a rank as text, its bytes aside."""
     run = config.run
     how = f"ZeRO {run.zero_stage}" if run.backend == "deepspeed" else "undivided"
+    if run.tensor_parallel > 1:
+        how += f", one of {run.tensor_parallel} tensor ranks"
+        how += " with a part of the tokens" * run.sequence_parallel
     recompute = config.model.recompute
     again = f"every {recompute}. block recomputed" if recompute else "nothing recomputed"
     steps = f"{plan.micro_steps} micro-step" + "s" * (plan.micro_steps > 1)

@@ -144,14 +144,14 @@ def plan(config: str, overrides: tuple[str, ...], as_json: bool, **asked: Any) -
     from launch.plan.job import plan_job
     from launch.plan.step import plan_lines
     from launch.plan.text import job_lines, job_object
-    from launch.preflight import batch_problems
+    from launch.preflight import rank_problems
     from ovtrain.config.load import raise_problems
     from ovtrain.config.validate import validate
 
     resolved = load_training(config, overrides)
     validate(resolved, config)
     request = Request(**{k: v for k, v in asked.items() if v is not None})
-    raise_problems(config, batch_problems(resolved, request.nodes * request.per_node))
+    raise_problems(config, rank_problems(resolved, request.nodes * request.per_node))
     job = plan_job(resolved, request)
     if as_json:
         click.echo(json.dumps(job_object(job)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,15 +12,17 @@ from ovtrain.config.step_plan import StepPlan
 
 @dataclass(frozen=True)
 class Deal:
-    """slots[k]: most samples of a rank in micro-step k; samples[s][k]: of source s on all ranks;
-    held: per rank and micro-step, samples of each source (each combination once); whole: per rank,
-    of the whole step (likewise)."""
+    """Ranks: data ranks. slots[k]: most samples of a rank in micro-step k; samples[s][k]: of source
+    s on all ranks; held: per rank and micro-step, samples of each source (each combination once);
+    whole: per rank, of the whole step (likewise); ranks: per rank, how often a micro-step holds
+    which (likewise)."""
 
     micro_steps: int
     slots: tuple[int, ...]
     samples: tuple[tuple[int, ...], ...]
     held: frozenset[tuple[int, ...]]
     whole: frozenset[tuple[int, ...]]
+    ranks: frozenset[tuple[tuple[tuple[int, ...], int], ...]]
 
     def most(self, each: Sequence[float]) -> float:
         """Of the fullest rank in its fullest micro-step, where a sample of source s counts
@@ -28,6 +31,15 @@ class Deal:
 
     def most_of_a_step(self, each: Sequence[float]) -> float:
         return max(_sum(part, each) for part in self.whole)
+
+    def fullest(self, each: Sequence[float]) -> list[tuple[float, int, int]]:
+        """Of the rank with most in the step: that sum and the samples of a micro-step, one
+        placeholder where it holds none, and how many micro-steps hold so much."""
+        ranks = [
+            [(_sum(part, each), max(1, sum(part)), count) for part, count in rank]
+            for rank in sorted(self.ranks)
+        ]
+        return max(ranks, key=lambda found: sum(most * count for most, _, count in found))
 
 
 def _sum(counts: Sequence[int], each: Sequence[float]) -> float:
@@ -50,4 +62,5 @@ def deal(counts: tuple[int, ...], ranks: int, micro_batch: int) -> Deal:
         ),
         frozenset(part for row in table.values() for part in row),
         frozenset(plan.shares),
+        frozenset(tuple(Counter(row).items()) for row in table.values()),
     )

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from launch.plan.cluster import Cluster
 from launch.plan.deal import Deal, deal
 from launch.plan.memory import memory_of
-from launch.plan.step import SourcePlan, drawn_rows
-from launch.plan.traffic import Traffic, stage_of, step_traffic
+from launch.plan.step import SourcePlan, View, drawn_rows
+from launch.plan.traffic import GROUPS, Traffic, stage_of, step_traffic
+from ovtrain.config.layout import data_ranks
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import encoder, head, links, zero
+from ovtrain.costs import encoder, head, links
 
 
 @dataclass(frozen=True)
@@ -53,25 +54,23 @@ class Estimate:
         return self.bytes <= cluster.memory_gb * 1e9
 
 
-def estimate(
-    config: TrainConfig, cluster: Cluster, sources: Sequence[SourcePlan], tensor_ranks: int = 1
-) -> Estimate:
-    data_ranks = cluster.world // tensor_ranks
+def estimate(config: TrainConfig, cluster: Cluster, sources: Sequence[SourcePlan]) -> Estimate:
+    """Of ``config`` as it is. Its layout is one that ``config.layout`` allows on the cluster."""
+    ranks = data_ranks(config, cluster.world)
     counts = tuple(source.samples for source in sources)
-    dealt = deal(counts, data_ranks, config.run.micro_batch)
-    memory = memory_of(config, sources, dealt, data_ranks, tensor_ranks=tensor_ranks)
-    traffic = step_traffic(config, sources, dealt, data_ranks, tensor_ranks=tensor_ranks)
-    inside, between = _exchange(config, cluster, sources, dealt, traffic, tensor_ranks)
+    dealt = deal(counts, ranks, config.run.micro_batch)
+    memory = memory_of(config, sources, dealt, cluster.world)
+    traffic = step_traffic(config, sources, dealt, cluster.world)
+    inside, between = _exchange(config, cluster, traffic)
     rate = cluster.tflops * 1e12
     return Estimate(
         dealt,
         memory,
         traffic,
         StepTime(
-            _encoder_flops(config, sources, dealt) / tensor_ranks / rate,
+            _encoder_flops(config, sources, dealt) / rate,
             _head_flops(config, sources, cluster.world) / rate,
-            _updated_bytes(config, sources, cluster, memory, data_ranks)
-            / (cluster.memory_gbs * 1e9),
+            _updated_bytes(config, sources, cluster, memory, ranks) / (cluster.memory_gbs * 1e9),
             inside,
             between,
         ),
@@ -79,13 +78,16 @@ def estimate(
 
 
 def _encoder_flops(config: TrainConfig, sources: Sequence[SourcePlan], dealt: Deal) -> float:
-    """Of the fullest rank in a step, recomputed blocks included."""
-    size, again = config.model.size, config.model.recompute
-    each = [
-        sum(v.share * (v.flops + encoder.recomputed_flops(size, v.tokens, again)) for v in s.views)
-        for s in sources
-    ]
-    return dealt.most_of_a_step(each)
+    """Of the fullest rank in a step, recomputed blocks included. Tensor ranks divide all products
+    but the patch embedding's."""
+    model, tensor = config.model, config.run.tensor_parallel
+
+    def of_one(view: View) -> float:
+        whole = encoder.undivided_flops(model.size, view.tokens, model.patch)
+        again = encoder.recomputed_flops(model.size, view.tokens, model.recompute)
+        return whole + (view.flops - whole + again) / tensor
+
+    return dealt.most_of_a_step([sum(v.share * of_one(v) for v in s.views) for s in sources])
 
 
 def _head_flops(config: TrainConfig, sources: Sequence[SourcePlan], world: int) -> float:
@@ -129,25 +131,12 @@ def _updated_bytes(
     return moved
 
 
-def _exchange(
-    config: TrainConfig,
-    cluster: Cluster,
-    sources: Sequence[SourcePlan],
-    dealt: Deal,
-    traffic: Traffic,
-    tensor_ranks: int,
-) -> tuple[float, float]:
-    """Seconds by kind of link. Tensor ranks are neighbours in a node: data ranks' collectives run
-    ``tensor_ranks`` side by side and share a node's network; two all-reduces of the tokens go with
-    each block's forward pass, two with its backward pass."""
-    spent = links.seconds(traffic.total, traffic.calls, cluster.links)
-    if tensor_ranks == 1:
-        return spent["node"], spent["network"]
-    size = config.model.size
-    tokens = dealt.most_of_a_step([s.tokens / s.samples for s in sources])
-    number = zero.weight_bytes(stage_of(config), config.run.precision)
-    group = links.Links(1, tensor_ranks, cluster.links.node_gbs, cluster.links.network_gbs)
-    calls = 4 * size.depth * dealt.micro_steps
-    activations = {"all_reduce": 4.0 * size.depth * tokens * size.width * number}
-    inside = spent["node"] + links.seconds(activations, calls, group)["node"]
-    return inside, spent["network"] * tensor_ranks
+def _exchange(config: TrainConfig, cluster: Cluster, traffic: Traffic) -> tuple[float, float]:
+    """Seconds by kind of link; groups take turns."""
+    tensor = config.run.tensor_parallel
+    spent = [
+        links.seconds(found.bytes, found.count, links.of_group(cluster.links, group, tensor))
+        for group in GROUPS
+        if (found := traffic.of(group))
+    ]
+    return sum(s["node"] for s in spent), sum(s["network"] for s in spent)

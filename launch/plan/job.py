@@ -30,7 +30,7 @@ class JobPlan:
 
     @cached_property
     def layouts(self) -> list[Choice]:
-        """Per ZeRO stage and tensor-parallel size."""
+        """Per ZeRO stage and number of tensor ranks."""
         return rows(self.config, self.cluster, self.plan.sources)
 
     @property
@@ -77,11 +77,13 @@ def plan_job(config: TrainConfig, asked: Request) -> JobPlan:
 
 
 def _cores(config: TrainConfig, asked: Request, plan: Plan, step_s: float) -> dict[str, float]:
+    """Every rank of a tensor group reads its group's samples itself."""
     rates = {
         s.name: loading.per_core(s.kind, s.size, asked.clips_per_s, asked.pictures_per_s)
         for s in plan.sources
     }
-    return {s.name: s.samples / step_s / asked.nodes / rates[s.name] for s in plan.sources}
+    times = config.run.tensor_parallel
+    return {s.name: times * s.samples / step_s / asked.nodes / rates[s.name] for s in plan.sources}
 
 
 def saved(config: TrainConfig, cluster: Cluster, plan: Plan) -> checkpoint.Save:

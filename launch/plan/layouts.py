@@ -1,7 +1,7 @@
 """Ways to lay a run out on a cluster, which of them fit, and which is fastest.
 
-ZeRO stage (0: the plain backend) x tensor-parallel size x micro-batch x recomputation. Tensor
-parallelism is not built yet: its rows say what it would bring, and are never recommended.
+ZeRO stage (0: the plain backend) x tensor ranks, with and without sequence parallelism x
+micro-batch x recomputation; only what ``ovtrain.config.layout`` allows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from launch.plan.cluster import Cluster
 from launch.plan.deal import deal
 from launch.plan.estimate import Estimate, estimate
 from launch.plan.step import SourcePlan
+from ovtrain.config import layout
 from ovtrain.config.train import TrainConfig
 
 STAGES = (0, 1, 2, 3)
-TENSOR_SIZES = (1, 2, 4, 8)
 RECOMPUTE = (0, 2, 1)
 DIGITS = 5
 """Times that agree to so many digits are equally fast."""
@@ -24,28 +24,30 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Layout:
-    """``stage`` 0 is run.backend=ddp."""
+    """``stage`` 0 is run.backend=ddp; ``sequence`` needs several tensor ranks."""
 
     stage: int
     tensor_ranks: int
+    sequence: bool
     micro_batch: int
     recompute: int
 
-    @property
-    def available(self) -> bool:
-        return self.tensor_ranks == 1
-
     def keys(self) -> list[str]:
-        """As a user writes it."""
+        """As a user writes it, whatever the config says."""
         backend = f"run.zero_stage={self.stage}" if self.stage else "run.backend=ddp"
+        divided = [f"run.sequence_parallel={str(self.sequence).lower()}"]
         return [
             backend,
+            f"run.tensor_parallel={self.tensor_ranks}",
+            *(divided if self.tensor_ranks > 1 else []),
             f"run.micro_batch={self.micro_batch}",
             f"model.recompute={self.recompute}",
         ]
 
     def of(self, config: TrainConfig) -> TrainConfig:
-        run = replace(config.run, micro_batch=self.micro_batch)
+        run = replace(config.run, micro_batch=self.micro_batch, tensor_parallel=self.tensor_ranks)
+        if self.tensor_ranks > 1:
+            run = replace(run, sequence_parallel=self.sequence)
         if self.stage:
             run = replace(run, backend="deepspeed", zero_stage=self.stage)
         else:
@@ -61,41 +63,52 @@ class Choice:
 
 
 def rows(config: TrainConfig, cluster: Cluster, sources: Sequence[SourcePlan]) -> list[Choice]:
-    """Per stage and tensor-parallel size the fastest choice that fits, or else the smallest."""
+    """Per stage and number of tensor ranks the fastest choice that fits, or else the smallest."""
     return [
         best(_choices(config, cluster, sources, stage, size))
         for stage in STAGES
-        for size in tensor_sizes(config, cluster)
+        for size in tensor_sizes(config, cluster, sources)
     ]
 
 
-def tensor_sizes(config: TrainConfig, cluster: Cluster) -> list[int]:
-    """Those that divide the heads of attention and the GPUs of a node, and leave each data rank a
-    sample of the batch."""
-    heads, node = config.model.size.heads, cluster.asked.per_node
-    return [n for n in TENSOR_SIZES if heads % n == 0 and node % n == 0]
+def tensor_sizes(config: TrainConfig, cluster: Cluster, sources: Sequence[SourcePlan]) -> list[int]:
+    """Those that can be: allowed for the model and the ranks, a tensor group inside a node, and a
+    sample of each source for each data rank."""
+    world, fewest = cluster.world, min(source.samples for source in sources)
+    classes = {s.name: s.classes for s in sources if s.trains_head and s.classes is not None}
+
+    def allowed(size: int) -> bool:
+        asked = replace(config, run=replace(config.run, tensor_parallel=size))
+        return not layout.layout_problems(asked, world, classes)
+
+    return [
+        size
+        for size in layout.tensor_sizes(config.model.size)
+        if cluster.asked.per_node % size == 0 and world // size <= fewest and allowed(size)
+    ]
 
 
 def best(choices: Sequence[Choice]) -> Choice:
     """The fastest that fits, of equally fast ones that which recomputes least, has the fewest
-    micro-steps, is of the lowest stage, takes least memory, in this order; else the smallest."""
+    micro-steps, is of the lowest stage, has the fewest tensor ranks, takes least memory, in this
+    order; else the smallest."""
     fitting = [choice for choice in choices if choice.fits]
     if fitting:
         return min(fitting, key=_rank)
     return min(choices, key=lambda c: c.estimate.bytes)
 
 
-def _rank(choice: Choice) -> tuple[float, float, int, int, int]:
-    layout, made = choice.layout, choice.estimate
+def _rank(choice: Choice) -> tuple[float, ...]:
+    found, made = choice.layout, choice.estimate
     time = float(f"{made.time.total:.{DIGITS}g}")
-    again = 1 / layout.recompute if layout.recompute else 0.0
-    return time, again, made.dealt.micro_steps, layout.stage, made.bytes
+    again = 1 / found.recompute if found.recompute else 0.0
+    return time, again, made.dealt.micro_steps, found.stage, found.tensor_ranks, made.bytes
 
 
 def recommended(found: Sequence[Choice]) -> Choice | None:
-    """The fastest available choice that fits; None where none does."""
-    usable = [choice for choice in found if choice.fits and choice.layout.available]
-    return best(usable) if usable else None
+    """The fastest choice that fits; None where none does."""
+    fitting = [choice for choice in found if choice.fits]
+    return best(fitting) if fitting else None
 
 
 def _choices(
@@ -107,11 +120,12 @@ def _choices(
 ) -> list[Choice]:
     found: list[Choice] = []
     sizes = micro_batches(sources, cluster.world // tensor_ranks, config.run.micro_batch)
-    for micro_batch in sizes:
-        for recompute in dict.fromkeys((*RECOMPUTE, config.model.recompute)):
-            layout = Layout(stage, tensor_ranks, micro_batch, recompute)
-            made = estimate(layout.of(config), cluster, sources, tensor_ranks)
-            found.append(Choice(layout, made, made.fits(cluster)))
+    for sequence in (True, False) if tensor_ranks > 1 else (False,):
+        for micro_batch in sizes:
+            for recompute in dict.fromkeys((*RECOMPUTE, config.model.recompute)):
+                tried = Layout(stage, tensor_ranks, sequence, micro_batch, recompute)
+                made = estimate(tried.of(config), cluster, sources)
+                found.append(Choice(tried, made, made.fits(cluster)))
     return found
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from launch.plan.deal import Deal, deal
 from launch.plan.step import Plan, SourcePlan, drawn_rows, table_of
-from launch.plan.traffic import part_of, stage_of
+from launch.plan.traffic import stage_of
+from ovtrain.config.layout import data_ranks
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, zero
 
@@ -20,27 +21,27 @@ def memory_of(
     config: TrainConfig,
     sources: Sequence[SourcePlan],
     dealt: Deal,
-    data_ranks: int,
-    *,
-    tensor_ranks: int = 1,
+    world: int,
 ) -> dict[str, int]:
-    """Bytes by kind. Heads are cut over all ranks, of which ``data_ranks`` x ``tensor_ranks``."""
+    """Bytes by kind, on ``world`` ranks. Heads are cut over all of them, the encoder's parameters
+    over tensor ranks, what ZeRO divides of a part over data ranks."""
     run, model, stage = config.run, config.model, stage_of(config)
-    table = part_of(table_of(config), tensor_ranks)
-    state = zero.encoder_state(table, data_ranks, stage, run.precision)
+    ranks, table = data_ranks(config, world), table_of(config)
+    state = zero.encoder_state(table, ranks, stage, run.precision)
     tokens = int(dealt.most([source.longest for source in sources]))
     held = {
         "weights": state.weights,
         "gradients": state.gradients,
         "master weights and moments": state.optimizer,
-        **_of_heads(config, sources, dealt, data_ranks * tensor_ranks, data_ranks),
+        **_of_heads(config, sources, dealt, world),
         "activations": encoder.activation_bytes(
             model.size,
             tokens,
             model.patch,
             recompute=model.recompute,
             number_bytes=encoder.NUMBER_BYTES[run.precision],
-            tensor_ranks=tensor_ranks,
+            tensor_ranks=run.tensor_parallel,
+            sequence=run.sequence_parallel,
         ),
         "batch": tokens * (3 * model.patch**2 + 24),  # uint8 patches, int64 positions
         "copies of weights": zero.cast_bytes(table, stage, run.precision),
@@ -50,7 +51,7 @@ def memory_of(
 
 
 def _of_heads(
-    config: TrainConfig, sources: Sequence[SourcePlan], dealt: Deal, world: int, data_ranks: int
+    config: TrainConfig, sources: Sequence[SourcePlan], dealt: Deal, world: int
 ) -> dict[str, int]:
     half, width = config.run.precision == "bf16", config.model.size.width
     found = dict.fromkeys(("head rows", "head moments", "drawn centers", "head tiles"), 0)
@@ -71,15 +72,15 @@ def _of_heads(
             found["head tiles"],
             head.tile_bytes(max(samples), rows / world, exponential=exponential, half=half),
         )
-    slots = max(dealt.slots)
-    exchanged = head.exchange_buffers(slots, largest, width, data_ranks, half=half)
+    slots, ranks = max(dealt.slots), data_ranks(config, world)
+    exchanged = head.exchange_buffers(slots, largest, width, ranks, half=half)
     return found | {"gathered embeddings": exchanged}
 
 
 def rank_memory(config: TrainConfig, plan: Plan) -> dict[str, int]:
     """Of the fullest rank of the config as it is."""
     counts = tuple(source.samples for source in plan.sources)
-    dealt = deal(counts, plan.world, config.run.micro_batch)
+    dealt = deal(counts, data_ranks(config, plan.world), config.run.micro_batch)
     return memory_of(config, plan.sources, dealt, plan.world)
 
 

@@ -8,10 +8,12 @@ in it: one picture; else video), heads whose labels are not by the classes that 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from launch.ranks import RankPlan, rank_lines, rank_plan
 from ovtrain.config.data import SourceConfig, mixture_counts
+from ovtrain.config.model import ModelSize
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, parameters, tokens
 from ovtrain.schema.errors import OvtrainError
@@ -72,14 +74,16 @@ class Plan:
 
 def make_plan(config: TrainConfig, world: int) -> Plan:
     """Costs of ``config`` on ``world`` ranks."""
-    run = config.run
+    run, model = config.run, config.model
     counts = mixture_counts(config.data.sources, run.global_batch)
     sources = tuple(
         _source_plan(config, source, count)
         for source, count in zip(config.data.sources, counts, strict=True)
     )
     return Plan(
-        parameters.count(table_of(config)),
+        parameters.count(
+            parameters.table(model.size, model.patch, norm=model.norm, pooling=model.pooling)
+        ),
         run.total_steps,
         world,
         sources,
@@ -116,9 +120,17 @@ def _source_plan(config: TrainConfig, source: SourceConfig, samples: int) -> Sou
 
 
 def table_of(config: TrainConfig) -> tuple[parameters.Parameter, ...]:
-    """The encoder's parameters."""
+    """The encoder's parameters, as one tensor rank holds them."""
     model = config.model
-    return parameters.table(model.size, model.patch, norm=model.norm, pooling=model.pooling)
+    return _table(model.size, model.patch, model.norm, model.pooling, config.run.tensor_parallel)
+
+
+@lru_cache(maxsize=64)
+def _table(
+    size: ModelSize, patch: int, norm: str, pooling: bool, tensor_ranks: int
+) -> tuple[parameters.Parameter, ...]:
+    whole = parameters.table(size, patch, norm=norm, pooling=pooling)
+    return parameters.part_of(whole, tensor_ranks)
 
 
 def kind_of(source: SourceConfig) -> str:

@@ -10,7 +10,9 @@ from launch.plan.job import JobPlan
 from launch.plan.layouts import Choice
 from launch.plan.memory import memory_lines, shown
 from launch.plan.step import counted
+from launch.plan.traffic import GROUPS
 from ovtrain.costs import links
+from ovtrain.costs.collectives import Collectives, added
 from ovtrain.costs.encoder import pooling_parameters
 
 
@@ -63,16 +65,45 @@ def _memory(job: JobPlan) -> list[str]:
 
 
 def _traffic(job: JobPlan) -> list[str]:
-    traffic, nodes = job.estimate.traffic, job.cluster.links.nodes
-    brought = sum(links.node_bytes(kind, n, nodes) for kind, n in traffic.total.items())
     return [
         *(
-            f"exchanged    {kind}: encoder {shown(traffic.encoder.get(kind, 0))}, heads "
-            f"{shown(traffic.heads.get(kind, 0))} per step"
-            for kind in traffic.total
+            f"exchanged    {among}{kind}: encoder {_sent(encoder, kind)}, heads "
+            f"{_sent(heads, kind)} per step"
+            for among, encoder, heads in _exchanged(job)
+            for kind in sorted((encoder + heads).calls)
         ),
-        f"exchanged    {shown(brought)} into each node from the others per step",
+        f"exchanged    {shown(_brought(job))} into each node from the others per step",
     ]
+
+
+def _exchanged(job: JobPlan) -> list[tuple[str, Collectives, Collectives]]:
+    """Encoder and heads by group of ranks; all in one where there is one kind of group."""
+    traffic, nothing = job.estimate.traffic, Collectives()
+    if job.config.run.tensor_parallel == 1:
+        return [("", added(traffic.encoder.values()), added(traffic.heads.values()))]
+    names = {"data": "data ranks, ", "tensor": "tensor ranks, ", "world": "all ranks, "}
+    return [
+        (names[group], traffic.encoder.get(group, nothing), traffic.heads.get(group, nothing))
+        for group in GROUPS
+    ]
+
+
+def _sent(found: Collectives, kind: str) -> str:
+    if kind not in found.calls:
+        return "nothing"
+    return f"{shown(found.bytes[kind])} in {counted(found.calls[kind], 'call')}"
+
+
+def _brought(job: JobPlan) -> float:
+    """Bytes into a node from the others, of all groups that have members there."""
+    cluster, tensor = job.cluster.links, job.config.run.tensor_parallel
+    side = {"data": links.side_by_side(cluster, tensor)}
+    return sum(
+        links.node_bytes(kind, size, links.of_group(cluster, group, tensor).nodes)
+        * side.get(group, 1)
+        for group in GROUPS
+        for kind, size in job.estimate.traffic.of(group).bytes.items()
+    )
 
 
 def _time(job: JobPlan) -> list[str]:
@@ -121,7 +152,7 @@ def _around(job: JobPlan) -> list[str]:
 
 
 def _layouts(job: JobPlan) -> list[str]:
-    head = "layout       ZeRO  tensor  micro-batch  recompute  memory     step        fits"
+    head = "layout       ZeRO  tensor     micro-batch  recompute  memory     step        fits"
     found = [head, *(_row(choice) for choice in job.layouts)]
     best = job.recommended
     if best is None:
@@ -132,13 +163,11 @@ def _layouts(job: JobPlan) -> list[str]:
 
 def _row(choice: Choice) -> str:
     layout, made = choice.layout, choice.estimate
-    fits = "yes" if choice.fits else "no"
-    if not layout.available:
-        fits += ", not available yet"
+    tensor = f"{layout.tensor_ranks}" + " + seq" * layout.sequence
     return (
-        f"layout       {layout.stage:<5} {layout.tensor_ranks:<7} {layout.micro_batch:<12} "
+        f"layout       {layout.stage:<5} {tensor:<10} {layout.micro_batch:<12} "
         f"{layout.recompute:<10} {shown(made.bytes):<10} {1e3 * made.time.total:<8.1f} ms "
-        f"{fits}"
+        f"{'yes' if choice.fits else 'no'}"
     )
 
 
@@ -163,9 +192,7 @@ def job_object(job: JobPlan) -> dict[str, Any]:
         "loader_cores_per_node": job.cores,
         "checkpoint": asdict(job.save),
         "layouts": [
-            asdict(choice.layout)
-            | {"available": choice.layout.available, "fits": choice.fits}
-            | _estimate_object(choice.estimate)
+            asdict(choice.layout) | {"fits": choice.fits} | _estimate_object(choice.estimate)
             for choice in job.layouts
         ],
         "recommended": best.layout.keys() if best else None,
@@ -175,6 +202,10 @@ def job_object(job: JobPlan) -> dict[str, Any]:
 def _estimate_object(made: Estimate) -> dict[str, Any]:
     return {
         "memory": made.memory,
-        "exchanged": made.traffic.total,
+        "exchanged": {
+            group: {"bytes": found.bytes, "calls": found.calls}
+            for group in GROUPS
+            if (found := made.traffic.of(group))
+        },
         "time": asdict(made.time),
     }

@@ -1,33 +1,43 @@
-"""Payload of a step's collectives, by kind: what ``ovtrain.distributed.traffic`` counts in a run.
+"""Calls and payload of a step's collectives, by group of ranks and by kind: what
+``ovtrain.distributed.traffic`` counts in a run.
 
 Of every step after the first (ZeRO-3 records its order in the first), where each source has a
-labelled sample. tests/parity/test_traffic.py holds it to what real processes exchange.
+labelled sample. tests/parity/test_traffic.py holds it to what real processes exchange. Tensor
+groups exchange tokens: here those of the data rank with most, each source's samples of its mean
+length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from launch.plan.deal import Deal
 from launch.plan.step import SourcePlan, table_of
+from ovtrain.config.layout import data_ranks
 from ovtrain.config.train import TrainConfig
-from ovtrain.costs import exchange, zero
-from ovtrain.costs.gathering import LIVE, PREFETCH, gathers
-from ovtrain.costs.parameters import Parameter
+from ovtrain.costs import encoder, exchange, tensor_parallel, zero
+from ovtrain.costs.buckets import DEFAULT, Limits
+from ovtrain.costs.collectives import Collectives, added
+
+GROUPS = ("data", "tensor", "world")
+"""Data ranks with the same part of the encoder; tensor ranks with the same samples; all ranks."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes by kind: for the encoder's gradients and weights, for the heads; and calls of both."""
+    """By group: for the encoder, its gradients and weights; for the heads."""
 
-    encoder: dict[str, int]
-    heads: dict[str, int]
-    calls: int
+    encoder: Mapping[str, Collectives]
+    heads: Mapping[str, Collectives]
+
+    def of(self, group: str) -> Collectives:
+        return added(part[group] for part in (self.encoder, self.heads) if group in part)
 
     @property
-    def total(self) -> dict[str, int]:
-        return {k: n for k, n in exchange.added(self.encoder, self.heads).items() if n}
+    def total(self) -> Collectives:
+        """What a rank takes part in."""
+        return added(map(self.of, GROUPS))
 
 
 def stage_of(config: TrainConfig) -> int:
@@ -40,41 +50,75 @@ def step_traffic(
     sources: Sequence[SourcePlan],
     dealt: Deal,
     world: int,
-    *,
-    tensor_ranks: int = 1,
-    prefetch: int = PREFETCH,
-    live: int = LIVE,
+    limits: Limits = DEFAULT,
+    held: Sequence[tuple[int, int]] | None = None,
 ) -> Traffic:
-    """``world``: ranks that the samples were dealt to; of the encoder each of them has one of
-    ``tensor_ranks`` parts. The plain backend on one rank has no process group at all."""
-    stage, run = stage_of(config), config.run
-    if world * tensor_ranks == 1 and not stage:
-        return Traffic({}, {}, 0)
-    table = part_of(table_of(config), tensor_ranks)
-    sent = zero.traffic(
-        table,
-        world,
-        stage,
-        run.precision,
-        dealt.micro_steps,
-        config.model.recompute,
-        prefetch=prefetch,
-        live=live,
-    )
+    """On ``world`` ranks, to whose data ranks the samples were dealt. ``held``: tokens and samples
+    (placeholders among them) of each micro-step of one data rank, where they are known. The plain
+    backend on one rank has no process group at all."""
+    run = config.run
+    if world == 1 and not stage_of(config):
+        return Traffic({}, {})
     heads = exchange.exchanged(
         head_batches(config, sources, dealt),
         dealt.slots,
         config.model.size.width,
-        world,
+        data_ranks(config, world),
+        run.tensor_parallel,
         half=run.precision == "bf16",
     )
-    return Traffic(sent, heads, _calls(config, table, world, dealt.micro_steps))
+    if held is None:
+        mean = [source.tokens / source.samples for source in sources]
+        held = [
+            (round(n), samples) for n, samples, times in dealt.fullest(mean) for _ in range(times)
+        ]
+    return Traffic(_of_encoder(config, dealt, world, limits, held), heads)
 
 
-def part_of(table: Sequence[Parameter], tensor_ranks: int) -> tuple[Parameter, ...]:
-    """A tensor rank's part of the parameters, as if all of them were cut: by less than 1 % too
-    little, since norms and some biases are not."""
-    return tuple(replace(p, numel=-(-p.numel // tensor_ranks)) for p in table)
+def _of_encoder(
+    config: TrainConfig,
+    dealt: Deal,
+    world: int,
+    limits: Limits,
+    held: Sequence[tuple[int, int]],
+) -> dict[str, Collectives]:
+    run, stage, ranks = config.run, stage_of(config), data_ranks(config, world)
+    table = table_of(config)
+    found: dict[str, Collectives] = {}
+    if stage or ranks > 1:
+        found["data"] = zero.traffic(
+            table,
+            ranks,
+            stage,
+            run.precision,
+            dealt.micro_steps,
+            config.model.recompute,
+            limits,
+        )
+    if run.tensor_parallel > 1:
+        # The plain backend adds the squares of the cut parameters up.
+        squares = zero.norm(table, ranks, stage, limits) if stage else _SQUARES
+        found["tensor"] = squares + _activations(config, held)
+    return found
+
+
+_SQUARES = Collectives.of("all_reduce", 4)
+
+
+def _activations(config: TrainConfig, held: Sequence[tuple[int, int]]) -> Collectives:
+    """What a tensor group exchanges in forward and backward passes."""
+    run, model = config.run, config.model
+    activations = tensor_parallel.Activations(
+        model.size,
+        run.tensor_parallel,
+        run.sequence_parallel,
+        encoder.NUMBER_BYTES[run.precision],
+        zero.weight_bytes(stage_of(config), run.precision),
+        model.recompute,
+        model.norm,
+        model.pooling,
+    )
+    return added(tensor_parallel.exchanged(activations, *micro) for micro in held)
 
 
 def head_batches(
@@ -85,14 +129,3 @@ def head_batches(
         for source, samples in zip(sources, dealt.samples, strict=True)
         if source.trains_head
     ]
-
-
-def _calls(config: TrainConfig, table: Sequence[Parameter], world: int, micro_steps: int) -> int:
-    """Collective calls of a step, roughly: each has a latency."""
-    stage = stage_of(config)
-    heads = 2 + 2 * micro_steps
-    if stage == 3:
-        again, more = config.model.recompute, micro_steps > 1
-        each = gathers(tuple(table), world, again, PREFETCH, LIVE, accumulated=more)
-        return heads + micro_steps * (each.calls + 1) + len(zero.persistent(table)) + 2
-    return heads + {0: 1, 1: 5, 2: 4 + micro_steps}[stage]

@@ -15,6 +15,11 @@ from ovtrain.config.train import TrainConfig
 KEY = "run.tensor_parallel"
 
 
+def data_ranks(config: TrainConfig, world: int) -> int:
+    """Ranks that samples are dealt to, of ``world``."""
+    return world // config.run.tensor_parallel
+
+
 def tensor_sizes(size: ModelSize) -> list[int]:
     """Numbers of tensor ranks that divide the heads and the MLP of an encoder."""
     return [n for n in range(1, size.heads + 1) if size.heads % n == 0 and size.mlp % n == 0]

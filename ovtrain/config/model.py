@@ -1,4 +1,5 @@
-"""Encoder section. Sizes are the public release's, plus three that train on a laptop."""
+"""Encoder section. Sizes are the public release's, plus three that train on a laptop and two of one
+and two billion parameters."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ PRESETS: dict[str, ModelSize] = {
     "base": ModelSize(768, 12, 12, 3072),
     "large": ModelSize(1024, 24, 16, 4096),
     "huge": ModelSize(1280, 32, 20, 5120),
+    "giant": ModelSize(1536, 36, 24, 6144),
+    "gigantic": ModelSize(1664, 48, 16, 8192),
 }
 ROPE_STYLES = ("rotary", "released")
 NORMS = ("layer_norm", "rms_norm")
@@ -87,10 +90,11 @@ class ModelConfig:
 
     def _size_problems(self) -> list[str]:
         size = self.size
-        if size.width % (32 * size.heads):
+        if size.width % (8 * size.heads) or size.width < 16 * size.heads:
             return [
                 f"model.width={size.width} with model.heads={size.heads}; allowed: heads of a "
-                "multiple of 32 (they are split 4:6:6 for t, h, w); the presets have 64"
+                "multiple of 8, at least 16 (they are split about 4:6:6 for t, h, w); most presets "
+                "have 64"
             ]
         return []
 

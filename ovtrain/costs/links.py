@@ -9,13 +9,17 @@ both. The two kinds of links take turns.
     all_reduce                   twice that
     every call                   ``LATENCY`` per kind of link it uses
 
-A node's network is shared by its GPUs; a link is one direction of one GPU's.
+A node's network is shared by its GPUs; a link is one direction of one GPU's. Under tensor
+parallelism ranks form groups of two kinds, all groups of a kind at work side by side: tensor groups
+are neighbours, of a data group every T-th rank is a member. Those with members in the same node
+share its network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 
 ACHIEVED = 0.85
 """Share of a link's data-sheet rate that large messages reach. An assumption; nccl-tests on
@@ -33,6 +37,23 @@ class Links:
     per_node: int
     node_gbs: float
     network_gbs: float
+
+
+def of_group(links: Links, group: str, tensor_ranks: int) -> Links:
+    """What one group of a kind has of the cluster: ``data``, ``tensor``, or ``world``."""
+    inside = side_by_side(links, tensor_ranks)
+    if group == "world" or tensor_ranks == 1:
+        return links
+    if group == "tensor":
+        shared = links.network_gbs * inside / links.per_node
+        return Links(tensor_ranks // inside, inside, links.node_gbs, shared)
+    data_ranks, members = links.nodes * links.per_node // tensor_ranks, links.per_node // inside
+    return Links(data_ranks // members, members, links.node_gbs, links.network_gbs / inside)
+
+
+def side_by_side(links: Links, tensor_ranks: int) -> int:
+    """Ranks of a tensor group in one node: so many data groups have members there."""
+    return gcd(tensor_ranks, links.per_node)
 
 
 def node_bytes(kind: str, payload: float, nodes: int) -> float:

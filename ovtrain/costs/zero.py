@@ -19,7 +19,15 @@ Payload of a step (an all-reduce: the tensor; all-gather and reduce-scatter: all
     stage 2       all-reduce b P in every micro-step; all-gather as stage 1
     stage 3       reduce-scatter of the padded gradients in every micro-step; all-gather of weights
                   for forward and backward passes (``costs.gathering``), of persistent ones once
-    all but 0     the square of the norm: 4 bytes per group, 8 in stage 3
+    all but 0     the square of the norm: 4 bytes per group; 8 in stage 3, per piece of a group.
+                  Under tensor parallelism the tensor ranks reduce it as well
+
+Calls of a step
+    stage 0       1
+    stages 1, 2   a reduction per ``BUCKET`` numbers (``costs.buckets``), in stage 2 in every
+                  micro-step; an all-gather and a norm per group
+    stage 3       a reduction per bucket in every micro-step; a gather per fetch, one for each
+                  persistent parameter; a norm per piece of ``SUB_GROUP`` numbers
 
 One rank alone gathers no weights, but reduces its gradients, with itself.
 """
@@ -29,17 +37,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ovtrain.costs.gathering import LIVE, PERSISTENT, PREFETCH, Recompute, gathers
+from ovtrain.costs.buckets import BUCKET, DEFAULT, Limits, cut_into_buckets, reductions, sub_groups
+from ovtrain.costs.collectives import Collectives
+from ovtrain.costs.gathering import LIVE, PERSISTENT, Recompute, gathers
 from ovtrain.costs.parameters import Parameter, count, groups
 
 ALIGNMENT = 2
 """Numbers that a rank's part of a flat group is a multiple of (NCCL's start alignment)."""
-BUCKET = 5 * 10**8
-"""Gradient numbers that DeepSpeed sets memory aside for, however few there are."""
 COUNTER = 4
 """A float32 count of steps per tensor of AdamW."""
-Traffic = dict[str, int]
-"""Bytes by kind: all_reduce, all_gather, reduce_scatter."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,12 @@ def padded(numel: int, multiple: int) -> int:
     return -(-numel // multiple) * multiple
 
 
-def parts(parameters: Sequence[Parameter], world: int, stage: int) -> list[int]:
-    """Numbers of one rank's part of each group."""
+def parts(
+    parameters: Sequence[Parameter], world: int, stage: int, limits: Limits = DEFAULT
+) -> list[int]:
+    """Numbers of one rank's part of each group, in stage 3 of each piece of one."""
     if stage == 3:
-        return [sum(-(-p.numel // world) for p in group) for group in groups(parameters)]
+        return [sum(piece) for piece in sub_groups(parameters, world, limits.sub_group)]
     return [padded(count(group), ALIGNMENT * world) // world for group in groups(parameters)]
 
 
@@ -83,13 +91,17 @@ def persistent(parameters: Sequence[Parameter]) -> list[Parameter]:
 
 
 def encoder_state(
-    parameters: Sequence[Parameter], world: int, stage: int, precision: str
+    parameters: Sequence[Parameter],
+    world: int,
+    stage: int,
+    precision: str,
+    limits: Limits = DEFAULT,
 ) -> EncoderState:
     """What a rank holds of the encoder. ``stage`` 0: the plain backend, in either precision."""
     own, numel = weight_bytes(stage, precision), count(parameters)
     if stage == 0:
         return EncoderState(4 * numel, 4 * numel, 0, 8 * numel + COUNTER * len(parameters))
-    held = parts(parameters, world, stage)
+    held = parts(parameters, world, stage, limits)
     part = sum(held)
     if stage == 3:
         whole = sum(padded(p.numel, world) for p in persistent(parameters))
@@ -110,42 +122,81 @@ def traffic(
     precision: str,
     micro_steps: int,
     recompute: Recompute = 0,
-    *,
-    prefetch: int = PREFETCH,
-    live: int = LIVE,
-) -> Traffic:
-    """Payload of a step's collectives for the encoder's gradients and weights."""
-    own, numel = weight_bytes(stage, precision), count(parameters)
+    limits: Limits = DEFAULT,
+) -> Collectives:
+    """A step's collectives for the encoder's gradients and weights, and their norm's over ``world``
+    ranks."""
     if stage == 0:
-        return {"all_reduce": own * numel}
+        buckets = cut_into_buckets([p.numel for p in reversed(parameters)], limits.plain)
+        return Collectives({"all_reduce": 4 * count(parameters)}, {"all_reduce": len(buckets)})
+    own = weight_bytes(stage, precision)
+    found = norm(parameters, world, stage, limits)
     if stage == 3:
-        weights = 0
+        found += _scattered(parameters, world, own, limits).times(micro_steps)
         if world > 1:
-            more = micro_steps > 1
-            each = gathers(tuple(parameters), world, recompute, prefetch, live, accumulated=more)
-            weights = micro_steps * each.numel
-            weights += sum(padded(p.numel, world) for p in persistent(parameters))
-        scattered = micro_steps * sum(padded(p.numel, world) for p in parameters)
-        return {
-            "all_gather": own * weights,
-            "reduce_scatter": own * scattered,
-            "all_reduce": 8 * len(groups(parameters)),
-        }
-    whole = world * sum(parts(parameters, world, stage)) if world > 1 else 0
-    times = micro_steps if stage == 2 else 1
-    return {
-        "all_gather": own * whole,
-        "all_reduce": own * numel * times + 4 * len(groups(parameters)),
-    }
+            found += _gathered(parameters, world, own, micro_steps, recompute, limits)
+        return found
+    reduced = Collectives(
+        {"all_reduce": own * count(parameters)},
+        {"all_reduce": reductions(parameters, stage, limits.bucket)},
+    )
+    found += reduced.times(micro_steps if stage == 2 else 1)
+    if world > 1:
+        for part in parts(parameters, world, stage):
+            found += Collectives.of("all_gather", own * world * part)
+    return found
+
+
+def norm(
+    parameters: Sequence[Parameter], world: int, stage: int, limits: Limits = DEFAULT
+) -> Collectives:
+    """Of the squared norms that stages 1 to 3 reduce over ``world`` data ranks, and once more over
+    the tensor ranks where there are several."""
+    each = 8 if stage == 3 else 4
+    return Collectives.of("all_reduce", each, len(parts(parameters, world, stage, limits)))
+
+
+def _scattered(
+    parameters: Sequence[Parameter], world: int, number: int, limits: Limits
+) -> Collectives:
+    """Stage 3's gradients of a micro-step; ``number``: bytes of one."""
+    whole = sum(padded(p.numel, world) for p in parameters)
+    calls = reductions(parameters, 3, limits.bucket)
+    return Collectives({"reduce_scatter": number * whole}, {"reduce_scatter": calls})
+
+
+def _gathered(
+    parameters: Sequence[Parameter],
+    world: int,
+    number: int,
+    micro_steps: int,
+    recompute: Recompute,
+    limits: Limits,
+) -> Collectives:
+    """Stage 3's weights of a step: those fetched for each micro-step, persistent ones one by one
+    behind the update."""
+    fetched = gathers(
+        tuple(parameters),
+        world,
+        recompute,
+        limits.prefetch,
+        limits.live,
+        accumulated=micro_steps > 1,
+    )
+    small = [padded(p.numel, world) for p in persistent(parameters)]
+    return Collectives(
+        {"all_gather": number * (micro_steps * fetched.numel + sum(small))},
+        {"all_gather": micro_steps * fetched.calls + len(small)},
+    )
 
 
 def buffer_bytes(parameters: Sequence[Parameter], stage: int, precision: str) -> int:
     """What reducing gradients takes beside them: DeepSpeed's bucket of ``BUCKET`` numbers and a
     flat copy of what is in it, under stage 3 gathered weights (at most ``LIVE``), too; the plain
-    backend's flat gradients and their reduced copy."""
+    backend's flat gradients."""
     own, numel = weight_bytes(stage, precision), count(parameters)
     if stage == 0:
-        return 2 * own * numel
+        return own * numel
     gathered = min(numel, LIVE) if stage == 3 else 0
     return own * (BUCKET + min(numel, BUCKET) + gathered)
 

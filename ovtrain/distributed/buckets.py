@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ovtrain.costs.buckets import BUCKET, cut_into_buckets
+from ovtrain.costs.buckets import PLAIN_BUCKET, cut_into_buckets
 from ovtrain.distributed.collectives import Later, reduce_later
 
 
@@ -24,7 +24,10 @@ class GradientBuckets:
     """``numel``: a bucket is full with so many numbers, whole parameters."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, numel: int = BUCKET
+        self,
+        parameters: Sequence[nn.Parameter],
+        group: dist.ProcessGroup,
+        numel: int = PLAIN_BUCKET,
     ) -> None:
         backwards = list(reversed(parameters))
         sizes = [p.numel() for p in backwards]

@@ -47,7 +47,7 @@ class ColumnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, D) | (n, D) -> (N, D_out / T)."""
-        return linear(self.ranks.enter(_as_multiplied(input)), self.weight, self.bias)
+        return linear(self.ranks.enter(input), self.weight, self.bias)
 
 
 class RowLinear(nn.Linear):
@@ -74,12 +74,6 @@ class SequenceRMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         (weight,) = self.ranks.sum_gradients(cast("Tensor", self.weight))
         return rms_norm(x, self.normalized_shape, weight, self.eps)
-
-
-def _as_multiplied(x: Tensor) -> Tensor:
-    """In the type of the product: what travels is half as long under autocast."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def divide(model: nn.Module, plan: Mapping[str, Cut], ranks: TensorRanks) -> Division:

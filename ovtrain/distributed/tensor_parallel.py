@@ -54,8 +54,8 @@ class TensorRanks:
 
     def enter(self, x: Tensor) -> Tensor:
         """(N, D) | (n, D) -> (N, D) | (T n, D), the input of a product that is divided by
-        columns."""
-        return _applied(_Gather if self.sequence else _Copy, x, self)
+        columns, in that product's type."""
+        return _applied(_Gather if self.sequence else _Copy, _as_multiplied(x), self)
 
     def leave(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(N, D) terms of the sum over ranks -> (N, D) | (n, D) sums, plus ``bias`` (D,), whose
@@ -67,7 +67,7 @@ class TensorRanks:
 
     def copy(self, x: Tensor) -> Tensor:
         """What all ranks hold whole, into a divided product."""
-        return _applied(_Copy, x, self)
+        return _applied(_Copy, _as_multiplied(x), self)
 
     def split(self, x: Tensor) -> Tensor:
         """(N, D), equal on all ranks -> (n, D) own rows; itself without ``sequence``."""
@@ -113,6 +113,12 @@ class TensorRanks:
         with CLOCK.measured(x.device):
             dist.all_reduce(out, group=self.world.group)
         return out
+
+
+def _as_multiplied(x: Tensor) -> Tensor:
+    """What travels is half as long under autocast."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _applied(function: Any, *given: Any) -> Any:

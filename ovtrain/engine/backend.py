@@ -16,7 +16,7 @@ from torch import Tensor
 from ovtrain.checkpoint.encoder_shards import Shard, cut, whole_shards
 from ovtrain.checkpoint.state import EncoderOwner
 from ovtrain.config.optim import OptimConfig
-from ovtrain.costs.buckets import BUCKET
+from ovtrain.costs.buckets import PLAIN_BUCKET
 from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.buckets import GradientBuckets
 from ovtrain.distributed.collectives import all_reduce
@@ -84,7 +84,7 @@ class PlainBackend:
         mesh: Mesh,
         *,
         bf16: bool = False,
-        bucket: int = BUCKET,
+        bucket: int = PLAIN_BUCKET,
     ) -> None:
         self.encoder, self.division, self.mesh = encoder, division, mesh
         self.clip, self.bf16 = optim.clip, bf16

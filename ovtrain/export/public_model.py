@@ -161,15 +161,16 @@ class OneVisionEncoderModel(PreTrainedModel):
             found = str(config._attn_implementation)
             allowed = ", ".join(name for name in BACKENDS if name)
             raise InputError("attn_implementation", found, allowed=allowed)
+        head_dim = config.hidden_size // config.num_attention_heads
         packing = make_packing(
             arranged.whole,
             arranged.windows,
             positions,
-            head_dim=config.hidden_size // config.num_attention_heads,
+            head_dim=head_dim,
             theta=config.rope_theta,
             style=config.rope_style,
             dtype=weight.dtype,
-            backend=choose_backend(wanted, patches.device.type, weight.dtype),
+            backend=choose_backend(wanted, patches.device.type, weight.dtype, head_dim),
         )
         x = self.layernorm_pre(self.embeddings(patches.to(weight.dtype)))
         states = [x]

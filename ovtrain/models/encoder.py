@@ -178,7 +178,7 @@ class Encoder(nn.Module):
             theta=config.rope_theta,
             style=config.rope_style,
             dtype=dtype,
-            backend=choose_backend(config.attention, device, dtype),
+            backend=choose_backend(config.attention, device, dtype, self.head_dim),
         )
 
     def _run(self, i: int, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:

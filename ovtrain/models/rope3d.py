@@ -1,6 +1,7 @@
 """Shared 3D rotary positions, T:H:W = 4:6:6 (paper section 2.5).
 
-half = head_dim / 2 frequencies: a quarter for t, three eighths each for h and w; on each axis
+half = head_dim / 2 frequencies: three eighths each for h and w, rounded (a half to even), the rest
+for t: exactly 4:6:6 where 16 divides half, 12:20:20 for heads of 104. On each axis
 inv_freq_i = theta ** (-i / n_axis). Tables are computed once per batch, in float32 (float64 for an
 encoder in float64), and take the type of q and k before the product.
 
@@ -18,18 +19,22 @@ from torch import Tensor
 
 from ovtrain.schema.errors import ConfigError
 
+LEAST, STEP = 16, 8
+"""Head sizes that can be split are multiples of 8 from 16 on."""
+
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
-    """Frequencies per axis (t, h, w). Raises ConfigError where 4:6:6 does not divide."""
-    half = head_dim // 2
-    if head_dim < 1 or head_dim % 2 or half % 16:
+    """Frequencies per axis (t, h, w). Raises ConfigError for what is too small or odd to split."""
+    if head_dim < LEAST or head_dim % STEP:
         raise ConfigError(
             f"head_dim={head_dim}",
-            "cannot be split 4:6:6",
-            allowed="head_dim / 2 divisible by 16",
+            "cannot be split about 4:6:6",
+            allowed=f"multiples of {STEP} from {LEAST} on",
             fix="use 64",
         )
-    return half // 4, half * 3 // 8, half * 3 // 8
+    half = head_dim // 2
+    side = round(half * 3 / 8)
+    return half - 2 * side, side, side
 
 
 def rope_tables(

@@ -122,8 +122,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @cache
-def choose_backend(wanted: str, device: str, dtype: torch.dtype) -> str:
-    """``auto`` -> the fastest backend for (device type, dtype), logged once.
+def choose_backend(wanted: str, device: str, dtype: torch.dtype, head_dim: int) -> str:
+    """``auto`` -> the fastest backend for (device type, dtype, numbers of a head), logged once.
 
     Raises ConfigError where a backend is asked for by name that cannot run here.
     """
@@ -131,7 +131,10 @@ def choose_backend(wanted: str, device: str, dtype: torch.dtype) -> str:
     usable = {
         "flash": device == "cuda" and half and flash_attn_varlen_func is not None,
         "varlen": device == "cuda" and half and varlen_attn is not None,
-        "native": device == "cpu" and dtype == torch.bfloat16 and native_attention is not None,
+        "native": device == "cpu"
+        and dtype == torch.bfloat16
+        and head_dim % 32 == 0
+        and native_attention is not None,
         "sdpa": True,
     }
     if wanted == "auto":
@@ -139,7 +142,7 @@ def choose_backend(wanted: str, device: str, dtype: torch.dtype) -> str:
     elif not usable.get(wanted, False):
         raise ConfigError(
             f"model.attention={wanted}",
-            f"cannot run on {device} in {str(dtype).removeprefix('torch.')}",
+            f"cannot run on {device} in {str(dtype).removeprefix('torch.')}, heads of {head_dim}",
             allowed=", ".join(name for name, works in usable.items() if works),
             fix="use auto",
         )

@@ -19,9 +19,13 @@ Weights = dict[str, Tensor]
 
 
 def angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
-    """(N, 3) -> (N, d/2): 4:6:6 of the frequencies turn with t, h, w."""
+    """(N, 3) -> (N, d/2): of the frequencies 6 of 16 turn with h, as many with w, rounded; the
+    others with t."""
     half = head_dim // 2
-    counts = (half * 4 // 16, half * 6 // 16, half * 6 // 16)
+    sixes = half * 6 // 16
+    rest = half * 6 % 16
+    sixes += rest > 8 or (rest == 8 and sixes % 2)  # a half goes to the even number
+    counts = (half - 2 * sixes, sixes, sixes)
     columns = [
         positions[:, axis].double() * theta ** (-i / count)
         for axis, count in enumerate(counts)

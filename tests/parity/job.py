@@ -1,6 +1,6 @@
 """Run by torchrun: the collectives' checks and several training runs in one launch.
 
-torchrun -m tests.parity.job OUT.json CONFIG.yaml[=CHECKPOINT] traffic:CONFIG.yaml[=LIMITS] ...
+torchrun -m tests.parity.job OUT.json CONFIG.yaml[=CHECKPOINT] traffic:CONFIG.yaml=LIMITS ...
 
 A run with a CHECKPOINT, the step folder of another run, goes on from it. Of a ``traffic`` run some
 steps' collectives are counted (traffic_job.py).

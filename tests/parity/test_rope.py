@@ -35,8 +35,31 @@ def rotated(x: Tensor, positions: Tensor, style: str) -> Tensor:
 def test_the_split_is_4_6_6():
     assert axis_sizes(64) == (8, 12, 12)
     assert axis_sizes(128) == (16, 24, 24)
-    with pytest.raises(ConfigError, match="4:6:6"):
-        axis_sizes(48)
+
+
+def test_other_heads_are_split_as_near_to_it_as_whole_numbers_allow():
+    # Three eighths of 52 are 19.5, of 24 9, of 12 4.5, of 20 7.5.
+    sizes = {d: axis_sizes(d) for d in (104, 48, 24, 40, 16)}
+    assert sizes == {
+        104: (12, 20, 20),
+        48: (6, 9, 9),
+        24: (4, 4, 4),
+        40: (4, 8, 8),
+        16: (2, 3, 3),
+    }
+    for head_dim in (8, 20, 100, 0, -16):
+        with pytest.raises(ConfigError, match="multiples of 8 from 16 on"):
+            axis_sizes(head_dim)
+
+
+@pytest.mark.parametrize("head_dim", [104, 24, 40, 56])
+@pytest.mark.parametrize("style", ["rotary", "released"])
+def test_rotation_of_such_heads_equals_the_reference(positions: Tensor, style: str, head_dim: int):
+    x = torch.randn(40, 2, head_dim, generator=torch.Generator().manual_seed(3))
+    found = apply_rope(x, *rope_tables(positions, head_dim, THETA, style))
+    angle = reference.angles(positions, head_dim, THETA)
+    expected = reference.rotate(x.double(), angle, style)
+    assert (found.double() - expected).abs().max() < 1e-4
 
 
 def test_tables_equal_the_formula_element_by_element(positions: Tensor):

@@ -1,6 +1,7 @@
-"""The planner against live processes: bytes of collectives by kind, and of what is held, equal as
-integers. What is measured is counted below the collectives (``ovtrain.distributed.traffic``) and
-summed over real tensors; nothing of the planner takes part in it.
+"""The planner against live processes: bytes and calls of collectives by kind, and bytes of what is
+held, equal as integers. What is measured is counted below the collectives
+(``ovtrain.distributed.traffic``) and summed over real tensors; nothing of the planner takes part in
+it.
 
 The encoder's MLP is 1,801 wide, which no number of ranks divides: every padding shows. Its matrices
 there are too large for ZeRO-3 to keep whole, the others are not.
@@ -13,12 +14,17 @@ import pytest
 
 from launch.plan import make_plan
 from launch.plan.deal import deal
-from launch.plan.traffic import step_traffic
+from launch.plan.step import table_of
+from launch.plan.traffic import stage_of, step_traffic
 from ovtrain.config.data import mixture_counts
+from ovtrain.config.layout import data_ranks
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
+from ovtrain.costs import zero
+from ovtrain.costs.buckets import Limits
+from ovtrain.costs.collectives import Collectives
 from tests.parity.conftest import Runs
-from tests.parity.traffic_cases import CASES
+from tests.parity.traffic_cases import CASES, Case
 
 
 def config_of(runs: Runs, name: str) -> TrainConfig:
@@ -32,26 +38,35 @@ def measured(runs: Runs, name: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_bytes_of_collectives_are_those_counted(runs: Runs, name: str):
-    case, config = CASES[name], config_of(runs, name)
+def expected(config: TrainConfig, case: Case, held: list[tuple[int, int]]) -> Collectives:
+    """Of a step of the run whose micro-steps ``held`` these tokens and samples."""
     counts = mixture_counts(config.data.sources, config.run.global_batch)
-    dealt = deal(tuple(counts), case.processes, config.run.micro_batch)
-    limits = dict(zip(("prefetch", "live"), case.limits or (), strict=False))
+    dealt = deal(tuple(counts), data_ranks(config, case.processes), config.run.micro_batch)
     sources = make_plan(config, case.processes).sources
-    expected = step_traffic(config, sources, dealt, case.processes, **limits).total
+    return step_traffic(config, sources, dealt, case.processes, case.limits, held).total
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_and_calls_of_collectives_are_those_counted(runs: Runs, name: str):
+    config, case = config_of(runs, name), CASES[name]
     for rank in measured(runs, name):
-        # ZeRO-3 compares what its first micro-steps recorded among ranks: small broadcasts.
-        steps = [{k: n for k, n in step.items() if k != "broadcast"} for step in rank["steps"]]
-        assert steps[1:] == [expected] * 2
+        for step in rank["steps"][1:]:
+            planned = expected(config, case, [(n, samples) for n, samples in step["held"]])
+            for what, numbers in (("bytes", planned.bytes), ("calls", planned.calls)):
+                # ZeRO-3 compares what its first micro-steps recorded among ranks: small broadcasts.
+                assert {k: n for k, n in step[what].items() if k != "broadcast"} == numbers, what
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_bytes_of_the_encoder_and_its_optimizer_are_those_held(runs: Runs, name: str):
-    state = make_plan(config_of(runs, name), CASES[name].processes).rank.state
-    expected = {"weights": state.weights, "master": state.master, "moments": state.moments}
+    config, case = config_of(runs, name), CASES[name]
+    ranks = data_ranks(config, case.processes)
+    given = (table_of(config), ranks, stage_of(config), config.run.precision)
+    assert make_plan(config, case.processes).rank.state == zero.encoder_state(*given)
+    state = zero.encoder_state(*given, case.limits)
+    planned = {"weights": state.weights, "master": state.master, "moments": state.moments}
     for rank in measured(runs, name):
-        assert {kind: rank["held"][kind] for kind in expected} == expected
+        assert {kind: rank["held"][kind] for kind in planned} == planned
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,12 +85,30 @@ def test_bytes_of_heads_are_those_that_the_fullest_rank_holds(runs: Runs, name: 
 
 def test_a_look_ahead_that_holds_less_gathers_more(runs: Runs):
     """Guards the case above: its limits do change what is gathered."""
-    config = config_of(runs, "zero3-2-once")
-    counts = tuple(mixture_counts(config.data.sources, config.run.global_batch))
-    sources = make_plan(config, 2).sources
-    roomy = step_traffic(config, sources, deal(counts, 2, 0), 2).total
-    counted = measured(runs, "zero3-2-once")[0]["steps"][-1]
+    config, case = config_of(runs, "zero3-2-once"), CASES["zero3-2-once"]
+    roomy = expected(config, replace(case, limits=Limits())).bytes
+    counted = measured(runs, "zero3-2-once")[0]["steps"][-1]["bytes"]
     assert counted["all_gather"] > 1.2 * roomy["all_gather"]
     accumulated = replace(config, run=replace(config.run, micro_batch=2))
-    twice = step_traffic(accumulated, sources, deal(counts, 2, 2), 2).total
+    twice = expected(accumulated, replace(case, limits=Limits())).bytes
     assert twice["reduce_scatter"] > 1.9 * roomy["reduce_scatter"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "more"),
+    [
+        ("zero1-2", "all_reduce", {"bucket": 1}),
+        ("zero2-4", "all_reduce", {"bucket": 2}),
+        ("zero3-4", "reduce_scatter", {"bucket": 2}),
+        ("zero3-4", "all_reduce", {"sub_group": 1}),
+    ],
+)
+def test_smaller_buckets_and_pieces_take_more_calls(
+    runs: Runs, name: str, kind: str, more: dict[str, int]
+):
+    """Guards the counts above: limits do cut what would be one call."""
+    config, case = config_of(runs, name), CASES[name]
+    roomy = replace(case.limits, **dict.fromkeys(more, 10**9))
+    before = expected(config, replace(case, limits=roomy)).calls[kind]
+    after = measured(runs, name)[0]["steps"][-1]["calls"][kind]
+    assert after - before >= sum(more.values())

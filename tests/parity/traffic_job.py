@@ -18,6 +18,12 @@ from ovtrain.engine import deepspeed_backend
 from ovtrain.engine.build import Parts, build
 
 STEPS = 3
+LIMITS = (
+    "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters",
+    "reduce_bucket_size",
+    "sub_group_size",
+)
 
 
 def stored(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -56,18 +62,21 @@ def held(parts: Parts) -> dict[str, Any]:
 
 
 def measured(path: str, limits: str, world: World) -> list[dict[str, Any]]:
-    """Collective: of each rank, bytes by kind of every step, and what it holds after them.
-    ``limits``: PREFETCH,LIVE, what ZeRO-3 may look ahead and hold, or ""."""
+    """Collective: of each rank, bytes and calls by kind of every step, with the tokens and samples
+    of its micro-steps, and what the rank holds after. ``limits``: DeepSpeed's, as the numbers of
+    LIMITS."""
     config = load(TrainConfig, path)
     validate(config, path)
     with _limited(limits):
         parts = build(config, world)
-    counted = list[dict[str, int]]()
+    counted = list[dict[str, Any]]()
     for step in range(STEPS):
         batch = next(parts.loader)
         with Traffic() as traffic:
             parts.step.run(batch, step)
-        counted.append(dict(traffic.bytes))
+        held_by = [(len(micro.patches), micro.samples) for micro in batch.micro]
+        numbers = {"bytes": dict(traffic.bytes), "calls": dict(traffic.calls)}
+        counted.append(numbers | {"held": held_by})
     parts.loader.close()
     return gather_objects({"steps": counted, "held": held(parts)}, world.group)
 
@@ -77,14 +86,11 @@ def _limited(limits: str) -> Iterator[None]:
     """Meanwhile DeepSpeed is given these limits, for which a small encoder is a large one."""
     own = deepspeed_backend.deepspeed_json
 
+    numbers = dict(zip(LIMITS, map(int, limits.split(",")), strict=False))
+
     def made(*given: Any) -> dict[str, Any]:
         found = own(*given)
-        if limits:
-            prefetch, live = map(int, limits.split(","))
-            found["zero_optimization"] |= {
-                "stage3_prefetch_bucket_size": prefetch,
-                "stage3_max_live_parameters": live,
-            }
+        found["zero_optimization"] |= numbers
         return found
 
     deepspeed_backend.deepspeed_json = made

@@ -31,7 +31,7 @@ def test_the_defaults_need_only_sources_and_a_length():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": {"preset": "gigantic"}}, "model.preset=gigantic; allowed: "),
+        ({"model": {"preset": "colossal"}}, "model.preset=colossal; allowed: "),
         ({"model": {"rope_style": "spin"}}, "allowed: rotary, released"),
         ({"head": {"sample_rate": 0.0}}, "head.sample_rate=0.0; allowed: above 0 to 1"),
         ({"head": {"reduction": "sum"}}, "allowed: null, positive, sample"),

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ovtrain.costs import exchange, links
-from ovtrain.costs.exchange import HeadBatch
+from ovtrain.costs import links
 from ovtrain.costs.links import ACHIEVED, LATENCY, Links
 
 CLUSTER = Links(nodes=16, per_node=8, node_gbs=200, network_gbs=100)
@@ -36,19 +35,27 @@ def test_every_call_has_a_latency():
     assert spent == {kind: 10 * each for kind, each in LATENCY.items()}
 
 
-def test_heads_exchange_labels_once_and_embeddings_per_micro_step():
-    logistic = HeadBatch((6, 5), 10, exponential=False)
-    found = exchange.exchanged([logistic], [4, 3], width=8, world=2, half=True)
-    assert found == {
-        "all_gather": 2 * 7 * 10 * 4 + 2 * 7 * 8 * 2,
-        "reduce_scatter": 2 * 7 * 8 * 4,
-        "all_reduce": 4 * 3,
-    }
+@pytest.mark.parametrize(
+    ("tensor_ranks", "data", "tensor"),
+    [
+        # Eight GPUs a node: in each two tensor groups of four, and two members of four data groups.
+        (4, Links(16, 2, 200, 25), Links(1, 4, 200, 50)),
+        (8, Links(16, 1, 200, 12.5), Links(1, 8, 200, 100)),
+        (1, CLUSTER, CLUSTER),
+        # Wider than a node: a tensor group has two to itself.
+        (16, Links(8, 1, 200, 12.5), Links(2, 8, 200, 100)),
+    ],
+)
+def test_groups_of_a_kind_share_the_networks_of_their_nodes(
+    tensor_ranks: int, data: Links, tensor: Links
+):
+    assert links.of_group(CLUSTER, "data", tensor_ranks) == data
+    assert links.of_group(CLUSTER, "tensor", tensor_ranks) == tensor
+    assert links.of_group(CLUSTER, "world", tensor_ranks) == CLUSTER
 
 
-def test_exponential_losses_exchange_maxima_cosines_and_sums():
-    heads = [HeadBatch((6, 0), 10, True), HeadBatch((1, 2), 3, True), HeadBatch((1, 1), 2, False)]
-    found = exchange.exchanged(heads, [4, 3], width=8, world=2, half=False)
-    first = 6 * (10 + 2) + 1 * (3 + 2)
-    second = 2 * (3 + 2)  # the first head has no sample there
-    assert found["all_reduce"] == 4 * (first + second) + 4 * (3 + 2)
+def test_data_groups_side_by_side_take_the_network_as_long_as_all_ranks_together():
+    """Each of four groups sends a quarter, with a quarter of the network."""
+    whole = links.seconds({"all_gather": 4 * 10**9}, 0, CLUSTER)["network"]
+    part = links.seconds({"all_gather": 10**9}, 0, links.of_group(CLUSTER, "data", 4))["network"]
+    assert part == pytest.approx(whole)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ovtrain.config.model import PRESETS
+from ovtrain.config.model import PRESETS, ModelSize
 from ovtrain.costs import encoder, head, tokens
 from ovtrain.costs.device import peak_tflops
 
@@ -90,6 +90,32 @@ def test_recomputed_blocks_keep_their_input_alone():
     none, half, every = (encoder.activation_bytes(size, 1, recompute=k) for k in (0, 2, 1))
     assert none - half == 2 * (block - d) - (block - d)  # one of them is there again, for a while
     assert none - every == 4 * (block - d) - (block - d)
+
+
+def test_tensor_ranks_divide_activations_inside_of_attention_and_mlp():
+    """Width 8, MLP 20, three blocks, two ranks, patches of 2 x 2, five tokens; by hand."""
+    size = ModelSize(8, 3, 2, 20)
+    whole = encoder.activation_bytes(size, 5, 2, number_bytes=4)
+    assert whole == 4 * 5 * (3 * (10 * 8 + 2 * 20) + 12 + 5 * 8)
+    cut = encoder.activation_bytes(size, 5, 2, number_bytes=4, tensor_ranks=2)
+    # Norms' inputs and outputs stay, 4 x 8; around the blocks the pooling's keys and values go.
+    assert cut == 4 * 5 * (3 * (4 * 8 + 6 * 4 + 2 * 10) + 12 + 3 * 8 + 2 * 4)
+    # Five tokens count as six. Inputs of norms are divided, too, but for the first, which is a
+    # slice; what was gathered for qkv and fc1 is whole.
+    shared = encoder.activation_bytes(size, 5, 2, number_bytes=4, tensor_ranks=2, sequence=True)
+    assert shared == 4 * 6 * (3 * (2 * 4 + 2 * 8 + 6 * 4 + 2 * 10) + 12 + 2 * 8 + 4 + 2 * 4)
+    alone = encoder.activation_bytes(size, 5, 2, number_bytes=4, sequence=True)
+    assert alone == whole
+
+
+def test_a_recomputed_block_keeps_its_part_of_the_tokens():
+    size = ModelSize(8, 3, 2, 20)
+    block = 2 * 4 + 2 * 8 + 6 * 4 + 2 * 10
+    kept, again = (
+        encoder.activation_bytes(size, 6, 2, recompute=k, tensor_ranks=2, sequence=True)
+        for k in (0, 1)
+    )
+    assert kept - again == 2 * 6 * (2 * (block - 4))  # three of them, one of which is back
 
 
 def test_drawn_rows_of_a_rank():

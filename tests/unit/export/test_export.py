@@ -205,8 +205,9 @@ def test_half_precision_weights_become_float32(copy: Path):
         replace(CONFIG, preset="huge", rope_frames=None),
         ModelConfig(width=96, depth=2, heads=3, mlp=100, norm="rms_norm", pooling=False),
         ModelConfig(preset="tiny", window_frames=8, window_layers=(0, 1, 5)),
+        ModelConfig(preset="gigantic"),
     ],
-    ids=["base", "huge", "rms_norm without a head", "windows"],
+    ids=["base", "huge", "rms_norm without a head", "windows", "heads of 104"],
 )
 def test_configs_and_names_round_trip(config: ModelConfig):
     assert model_config(public_config(config), "x") == config

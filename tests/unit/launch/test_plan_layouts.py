@@ -9,6 +9,7 @@ from launch.plan.cluster import Request, cluster_of
 from launch.plan.estimate import estimate
 from launch.plan.job import JobPlan, memory_problem, plan_job
 from launch.plan.layouts import Layout, micro_batches, tensor_sizes
+from launch.plan.step import make_plan
 from launch.plan.text import job_lines
 from launch.preflight import preflight
 from ovtrain.config.load import find_config, load
@@ -26,13 +27,12 @@ def planned(name: str, gpu: str = "h200", *overrides: str, **asked: Any) -> JobP
     return plan_job(config_of(name, *overrides), Request(gpu=gpu, **settings))
 
 
-def test_the_recommended_layout_is_available_fits_and_is_the_fastest():
+def test_the_recommended_layout_fits_and_is_the_fastest():
     job = planned(STAGE_TWO)
     best = job.recommended
     assert best is not None
     assert best.fits
-    assert best.layout.tensor_ranks == 1
-    rivals = [c for c in job.layouts if c.fits and c.layout.tensor_ranks == 1]
+    rivals = [c for c in job.layouts if c.fits]
     fastest = min(c.estimate.time.total for c in rivals)
     assert best.estimate.time.total == pytest.approx(fastest, rel=1e-4)
     assert {(c.layout.stage, c.layout.tensor_ranks) for c in job.layouts} == {
@@ -57,7 +57,7 @@ def test_no_layout_is_faster_than_the_recommended_one(name: str, gpu: str, devic
     for stage in range(4):
         for micro_batch in (0, *sizes):
             for recompute in (0, 1, 2):
-                layout = Layout(stage, 1, micro_batch, recompute)
+                layout = Layout(stage, 1, False, micro_batch, recompute)
                 made = estimate(layout.of(job.config), job.cluster, job.plan.sources)
                 assert made.dealt.whole == share
                 if made.fits(job.cluster):
@@ -92,13 +92,30 @@ def test_the_configs_own_micro_batch_and_recomputation_are_looked_at():
     assert "; use run." in text
 
 
-def test_faster_layouts_that_are_not_built_are_never_recommended():
-    """So little memory that only a tensor-parallel layout fits."""
+def test_tensor_parallelism_is_recommended_where_nothing_else_fits():
+    """So little memory that one rank cannot hold a sample of the encoder in any other way."""
     job = planned(STAGE_ONE, "h200", "model.preset=huge", memory_gb=4.5)
-    assert not any(c.fits for c in job.layouts if c.layout.available)
-    assert any(c.fits for c in job.layouts)
-    assert job.recommended is None
-    assert job_lines(job)[-1].startswith("recommended  none fits")
+    assert not any(c.fits for c in job.layouts if c.layout.tensor_ranks == 1)
+    best = job.recommended
+    assert best is not None
+    assert best.layout.tensor_ranks > 1
+    assert job_lines(job)[-1].startswith(f"recommended  {' '.join(best.layout.keys())} (")
+    # As a user writes it, it is the plan of that layout; and it takes the other one back.
+    keys = best.layout.keys()
+    again = planned(STAGE_ONE, "h200", "model.preset=huge", *keys, memory_gb=4.5)
+    assert again.estimate == best.estimate
+    wide = planned(STAGE_ONE, "h200", "model.preset=huge", *keys)
+    assert wide.recommended is not None
+    assert "run.tensor_parallel=1" in " ".join(wide.recommended.layout.keys())
+
+
+def test_sequence_parallelism_is_named_in_both_ways():
+    config = config_of(STAGE_ONE, "run.tensor_parallel=2", "run.sequence_parallel=false")
+    for sequence in (True, False):
+        layout = Layout(1, 2, sequence, 0, 0)
+        assert layout.keys()[2] == f"run.sequence_parallel={str(sequence).lower()}"
+        assert layout.of(config).run.sequence_parallel is sequence
+    assert "sequence" not in " ".join(Layout(1, 1, False, 0, 0).keys())
 
 
 def test_less_memory_takes_smaller_micro_batches_then_recomputes():
@@ -110,12 +127,35 @@ def test_less_memory_takes_smaller_micro_batches_then_recomputes():
     assert narrow.estimate.bytes <= 12e9
 
 
+def sizes_of(config: TrainConfig, nodes: int, per_node: int) -> list[int]:
+    cluster = cluster_of(Request(nodes, per_node, "h200"))
+    return tensor_sizes(config, cluster, make_plan(config, cluster.world).sources)
+
+
 def test_tensor_parallel_sizes_divide_the_heads_and_the_node():
     config = config_of(STAGE_ONE)  # 16 heads of attention
-    sizes = {n: tensor_sizes(config, cluster_of(Request(2, n, "h200"))) for n in (1, 4, 6, 8)}
+    sizes = {n: sizes_of(config, 2, n) for n in (1, 4, 6, 8)}
     assert sizes == {1: [1], 4: [1, 2, 4], 6: [1, 2], 8: [1, 2, 4, 8]}
     odd = replace(config, model=replace(config.model, width=960, heads=15))
-    assert tensor_sizes(odd, cluster_of(Request(2, 8, "h200"))) == [1]
+    assert sizes_of(odd, 2, 8) == [1]
+    huge = replace(config, model=replace(config.model, preset="huge"))  # 20 heads
+    assert sizes_of(huge, 1, 8) == [1, 2, 4]
+    assert sizes_of(huge, 1, 5) == [1, 5]
+
+
+def test_a_layout_leaves_every_data_rank_a_sample_of_each_source():
+    """Eight samples on sixteen ranks."""
+    config = config_of(STAGE_ONE, "run.global_batch=8")
+    assert sizes_of(config, 2, 8) == [2, 4, 8]
+    assert sizes_of(replace(config, run=replace(config.run, global_batch=1)), 1, 8) == [8]
+
+
+def test_fewer_classes_than_ranks_leave_no_layout():
+    config = config_of(STAGE_ONE)
+    (source,) = config.data.sources
+    few = replace(config.data, sources=[replace(source, classes=15)])
+    assert sizes_of(replace(config, data=few), 2, 8) == []
+    assert sizes_of(replace(config, data=few), 1, 8) == [1, 2, 4, 8]
 
 
 def test_a_rank_beyond_its_devices_memory_is_told_what_would_fit():

@@ -34,6 +34,23 @@ def test_sizes_are_the_public_releases(preset: str, total: int, pooling: int):
     assert sum(p.numel() for p in encoder.head.parameters()) == pooling
 
 
+@pytest.mark.parametrize(
+    ("preset", "width", "depth", "mlp", "head_dim", "billions"),
+    [("giant", 1536, 36, 6144, 64, 1.05), ("gigantic", 1664, 48, 8192, 104, 1.88)],
+)
+def test_sizes_beyond_the_release(
+    preset: str, width: int, depth: int, mlp: int, head_dim: int, billions: float
+):
+    """Four square maps and an MLP with their biases in every block and in the pooling; two layer
+    norms in every block and two around them, the pooling's norm and probe, and the patches."""
+    encoder, d = meta(preset), width
+    maps = 4 * (d * d + d) + 2 * d * mlp + mlp + d
+    expected = (depth + 1) * maps + (depth + 1) * 4 * d + 2 * d + 3 * 14 * 14 * d
+    assert sum(p.numel() for p in encoder.parameters()) == expected
+    assert expected == pytest.approx(billions * 1e9, rel=0.01)
+    assert encoder.head_dim == head_dim
+
+
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_cost_table_counts_the_same_parameters(preset: str):
     counted = sum(p.numel() for p in meta(preset).parameters())

@@ -111,8 +111,9 @@ def test_other_types_and_widths_are_refused(given: Tensor):
 
 
 def test_auto_takes_it_for_bfloat16_on_a_cpu_and_leaves_pooling_to_torch():
-    assert choose_backend("auto", "cpu", torch.bfloat16) == "native"
-    assert choose_backend("auto", "cpu", torch.float16) == "sdpa"
+    assert choose_backend("auto", "cpu", torch.bfloat16, 64) == "native"
+    assert choose_backend("auto", "cpu", torch.float16, 64) == "sdpa"
+    assert choose_backend("auto", "cpu", torch.bfloat16, 104) == "sdpa"
     q, k, v = tokens(50, 1, 32).unbind(2)
     rows = Sequences(bounds([20, 30]), 30)
     whole = varlen_attention(q, k, v, rows, rows, "native")

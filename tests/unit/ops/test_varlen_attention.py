@@ -51,14 +51,14 @@ def test_runs_of_unequal_lengths_equal_a_masked_dense_softmax(lengths_q, lengths
 
 
 def test_auto_takes_the_reference_on_a_cpu():
-    assert choose_backend("auto", "cpu", torch.float32) == "sdpa"
-    assert choose_backend("sdpa", "cpu", torch.bfloat16) == "sdpa"
+    assert choose_backend("auto", "cpu", torch.float32, 64) == "sdpa"
+    assert choose_backend("sdpa", "cpu", torch.bfloat16, 64) == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["flash", "varlen"])
 def test_a_backend_that_cannot_run_here_is_refused_by_name(name: str):
     with pytest.raises(ConfigError, match=f"model.attention={name}: cannot run on cpu .*use auto"):
-        choose_backend(name, "cpu", torch.float32)
+        choose_backend(name, "cpu", torch.float32, 64)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
