@@ -71,10 +71,11 @@ def base_config(
     recompute: int = 0,
     heads: dict[str, Any] | None = None,
     guards: dict[str, Any] | None = None,
+    attention_heads: int = 6,
     **run: Any,
 ) -> dict[str, Any]:
     return {
-        "model": {"preset": "nano", "recompute": recompute},
+        "model": {"preset": "nano", "recompute": recompute, "heads": attention_heads},
         "data": {
             "sources": [
                 {

@@ -17,7 +17,10 @@ from tests.helpers.world import succeed, torchrun
 from tests.parity.gradients import REFERENCE, Gradients, Step
 from tests.parity.traffic_cases import CASES, write_case
 
-UNEVEN: dict[str, Any] = {"global_batch": 7, "steps": 20, "checkpoint_every": 100}
+UNEVEN: dict[str, Any] = {
+    **{"global_batch": 7, "steps": 20, "checkpoint_every": 100},
+    "attention_heads": 4,
+}
 """Seven samples of two sources on two ranks: no two ranks or micro-steps hold equally many."""
 
 OTHER_LOSSES: dict[str, Any] = {
@@ -64,6 +67,7 @@ TENSOR_4 = {
         **{"checkpoint_every": 9},
     },
     "tp2-zero3-4-sequence": {"tensor_parallel": 2, "zero_stage": 3, "recompute": 1},
+    "tp4-zero1-4": {"tensor_parallel": 4, "sequence_parallel": False},
 }
 """Tensor ranks: two processes and four."""
 CONTINUED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {

@@ -3,6 +3,7 @@
 from math import prod
 
 import pytest
+import torch
 
 from ovtrain.config.model import ModelConfig, ModelSize
 from ovtrain.costs import parameters
@@ -51,6 +52,14 @@ def test_a_tensor_rank_holds_parts_of_the_maps_and_all_of_the_rest():
         "layernorm_post.bias": 96,
         **{f"head.{name}": numel for name, numel in pooling.items()},
     }
+
+
+@pytest.mark.parametrize("model", [ModelConfig("nano"), ModelConfig("tiny", norm="rms_norm")])
+def test_the_table_cuts_what_the_models_own_plan_cuts(model: ModelConfig):
+    with torch.device("meta"):
+        encoder = Encoder(model)
+    cuts = {p.name: p.cut for p in table(model.size, model.patch, norm=model.norm)}
+    assert {name: cut for name, cut in cuts.items() if cut.divided} == encoder.tensor_plan()
 
 
 def test_one_tensor_rank_holds_the_whole_table():
