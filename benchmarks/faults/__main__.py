@@ -10,26 +10,31 @@ where it was. Exit status 1 where a run ended wrong, or did not end; its folder 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
-sys.path[:1] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from measure import line
+
 from faults.campaign import FAULTS, campaign, rows_of, schedule
 from faults.case import Site
+from faults.disk import may_mount
 from faults.fault import Fault
 from faults.table import failed, table
-from measure import line
 
 
 def _chosen(only: list[str]) -> list[Fault]:
     unknown = [name for name in only if name not in FAULTS]
     if unknown:
         sys.exit(f"error: no fault is called {', '.join(unknown)}; --list names them")
-    root = os.geteuid() == 0
-    return [f for f in FAULTS.values() if (not only or f.name in only) and (root or not f.root)]
+    asked = [fault for fault in FAULTS.values() if not only or fault.name in only]
+    left_out = [] if may_mount() else [fault.name for fault in asked if fault.mounts]
+    if left_out:
+        print(f"may not mount, so left out: {', '.join(left_out)}", file=sys.stderr)
+    return [fault for fault in asked if fault.name not in left_out]
 
 
 def main() -> int:

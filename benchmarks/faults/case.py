@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ from ovtrain.observability.history import read_rows
 from tests.helpers.damage import FRAMES, SIZE, payloads
 from tests.helpers.shards import geometry, write_labels
 from tests.helpers.training import base_config
+from tests.helpers.world import train_command
 
 from .fault import Fault
 from .jobs import Command, Job, Zygote, children, descendants
@@ -53,9 +54,7 @@ def write_data(folder: Path, damage: Damage = lambda kind, number, given: given)
     """Shards and labels of both sources, as the product writes them."""
     for kind, classes in CLASSES.items():
         like = geometry(kind, FRAMES if kind == "video" else 1, SIZE)  # type: ignore[arg-type]
-        samples = [
-            (f"{kind}-{n:04d}", damage(kind, n, payloads(kind, n))) for n in range(SAMPLES)
-        ]
+        samples = [(f"{kind}-{n:04d}", damage(kind, n, payloads(kind, n))) for n in range(SAMPLES)]
         manifest = write_source(folder / kind, like, samples, PER_SHARD)
         write_labels(folder / f"{kind}-labels", manifest, ShardReader(folder / kind).keys, classes)
 
@@ -87,7 +86,7 @@ class Case:
         self.data, self.out = site.data, folder / "run"
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(fault.settings)))
         self.hook: dict[str, Any] | None = None
-        self.facts: dict[str, object] = {}
+        self.facts: dict[str, Any] = {}
         self.jobs: list[Job] = []
         self.others: list[Job] = []
         self.processes, self.hit, self.when = PROCESSES, 0.0, ""
@@ -122,7 +121,7 @@ class Case:
         path = config or self.config(self.out)
         output = self.folder / f"output-{len(self.jobs) + len(self.others)}.txt"
         if self.fault.real:
-            return Command(_train_command(path, self.processes), output)
+            return Command(train_command(str(path), self.processes), output)
         env = {VARIABLE: json.dumps(self.hook)} if self.hook and hooked else {}
         given = {"processes": self.processes, **options}
         return self.site.zygote.start(path, output, env=env, **given)
@@ -179,9 +178,7 @@ class Case:
             self.until(lambda: time.monotonic() > ends)
         else:
             step = self.random.randint(least, self.steps - EVERY)
-            self.until(
-                lambda: reached(self.out) >= step and len(self.checkpoints()) >= checkpoints
-            )
+            self.until(lambda: reached(self.out) >= step and len(self.checkpoints()) >= checkpoints)
             if kind < 0.4:
                 self.until(self.saving)
             time.sleep(self.random.uniform(0, 0.02 if kind < 0.4 else 0.1))
@@ -273,12 +270,6 @@ class Case:
             clean()
 
 
-def _train_command(config: Path, processes: int) -> list[str]:
-    from tests.helpers.world import train_command
-
-    return train_command(str(config), processes)
-
-
 def _is_worker(pid: int) -> bool:
     with suppress(OSError):
         return b"isolated" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -292,7 +283,3 @@ def _rank_of(pid: int) -> int:
             if entry.startswith(b"RANK="):
                 return int(entry[5:])
     return -1
-
-
-def state_of(step: Path) -> Mapping[str, Any]:
-    return json.loads((step / "state.json").read_text())

@@ -8,13 +8,15 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from .case import EVERY, Case
 from .fault import FAILED, REFUSED, Fault
-from .process import kill_all, kill_all_after
 from .judge import reached
+from .process import kill_all_after
 
 KILLED = (-signal.SIGKILL,)
 DISK_MIB = 64
@@ -81,19 +83,35 @@ def _torn_metrics(case: Case) -> None:
         path.write_bytes(data + row[: case.random.randrange(1, len(row))].encode())
 
 
-def _mount(case: Case, *arguments: str) -> None:
+def may_mount() -> bool:
+    """Whether this process may: root may not everywhere."""
+    if not shutil.which("mount"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "none", folder]
+        done = subprocess.run(command, check=False, capture_output=True)
+        if done.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+    return done.returncode == 0
+
+
+def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
 def _unmounting(case: Case, folder: Path) -> None:
-    command = ["umount", "--lazy", str(folder)]
-    case.cleanups.append(lambda: subprocess.run(command, check=False, capture_output=True))  # type: ignore[arg-type]
+    case.cleanups.append(partial(_unmount, folder))
+
+
+def _unmount(folder: Path) -> None:
+    """Whether or not it still is one."""
+    subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
 
 
 def _small_disk(case: Case) -> None:
     disk = case.folder / "disk"
     disk.mkdir()
-    _mount(case, "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", str(disk))
+    _mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", str(disk))
     _unmounting(case, disk)
     case.out = disk / "run"
 
@@ -116,13 +134,13 @@ def _make_room(case: Case) -> None:
 def _read_only(case: Case) -> None:
     folder = case.out / "checkpoints"
     case.moment(early=False, checkpoints=1, least=EVERY)
-    _mount(case, "--bind", str(folder), str(folder))
+    _mount("--bind", str(folder), str(folder))
     _unmounting(case, folder)
-    _mount(case, "-o", "remount,ro,bind", str(folder))
+    _mount("-o", "remount,ro,bind", str(folder))
 
 
 def _writable(case: Case) -> None:
-    subprocess.run(["umount", "--lazy", str(case.out / "checkpoints")], check=True)
+    _unmount(case.out / "checkpoints")
 
 
 def _limit_files(case: Case) -> None:
@@ -140,11 +158,11 @@ def _at_rest(name: str, pattern: str, change: Callable[[Case, Path], None], says
 FAULTS = (
     Fault(
         "disk full", "storage", _fill, (FAILED, REFUSED), (r"No space left on device",),
-        prepare=_small_disk, after=_make_room, root=True,
+        prepare=_small_disk, after=_make_room, mounts=True,
     ),
     Fault(
         "run directory read-only", "storage", _read_only, (REFUSED,),
-        (r"could not be saved: rank \d: .*Read-only file system",), after=_writable, root=True,
+        (r"could not be saved: rank \d: .*Read-only file system",), after=_writable, mounts=True,
     ),
     Fault(
         "file size limit", "storage", _limit_files, (FAILED, REFUSED), (r"File too large",),
@@ -172,4 +190,3 @@ FAULTS = (
     ),
     Fault("metrics file torn", "storage", kill_all_after(1), KILLED, after=_torn_metrics),
 )  # fmt: skip
-__all__ = ["FAULTS", "cut", "flip", "kill_all"]

@@ -47,6 +47,6 @@ class Fault:
     lasting: bool = False
     close: bool = False
     real: bool = False
-    root: bool = False
+    mounts: bool = False
     turns: int = 2
     bound_s: float = 90.0

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from tests.helpers.ports import free_port
 from tests.helpers.world import ROOT, environment
 
 LOOK_S = 0.002
-READY_S = 120.0
+READY_S, END_S = 120.0, 30.0
+"""For the zygote's imports; for killed processes to be gone."""
 
 
 class Job:
@@ -48,7 +49,10 @@ class Job:
         for pid in (self.pid, *below):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.wait(30)
+        self.wait(END_S)
+        ends = time.monotonic() + END_S
+        while any(_lives(pid) for pid in below) and time.monotonic() < ends:
+            time.sleep(LOOK_S)
 
     def ranks(self) -> dict[int, int]:
         """{rank: pid} of those that are there."""
@@ -134,7 +138,7 @@ class Zygote:
         self._channel.close()
         self._process.wait()
 
-    def _until(self, told) -> None:
+    def _until(self, told: Callable[[], bool]) -> None:
         ends = time.monotonic() + READY_S
         while not told():
             if self._process.poll() is not None or time.monotonic() > ends:
@@ -166,6 +170,13 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def _lives(pid: int) -> bool:
+    """Whether it has memory, as the dead that wait for their parent have not."""
+    with suppress(OSError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def _name(pid: int) -> str:

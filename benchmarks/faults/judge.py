@@ -119,9 +119,7 @@ def _of_files(folder: Path, reference: Path) -> list[str]:
     return [f"{folder.name}/{name} has other bytes" for name in own if own[name] != wanted[name]]
 
 
-def _of_counts(
-    state: Mapping[str, Any], wanted: Mapping[str, Any], *, close: bool
-) -> list[str]:
+def _of_counts(state: Mapping[str, Any], wanted: Mapping[str, Any], *, close: bool) -> list[str]:
     """The loss's history is a matter of rows, and on another world size not the same to the bit."""
     names = [name for name in wanted if not (close and name == "spikes")]
     return [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
 import socket
 import struct
@@ -19,9 +18,8 @@ from contextlib import suppress
 
 from tests.helpers.ports import free_port
 
-from .case import STEPS, Case
+from .case import Case
 from .fault import FAILED, FINISHED, REFUSED, Fault
-from .judge import reached
 from .process import HUNG, QUICK, kill_all_after
 
 SYS_PIDFD_GETFD = 438
@@ -38,7 +36,8 @@ LOSE: tuple[Instruction, ...] = (
     (0x06, 0, 0, 0xFFFFFFFF),
 )
 BROKEN = (
-    r"error: rank \d on \S+: .*(Connection (closed by peer|reset)|Broken pipe|closed the connection)"
+    r"error: rank \d on \S+: .*"
+    r"(Connection (closed by peer|reset)|Broken pipe|closed the connection)"
 )
 RENDEZVOUS_S = 4
 
@@ -96,13 +95,13 @@ def _closed(case: Case, share: float) -> None:
         one.close()
 
 
-def _filtered(case: Case, program: tuple[Instruction, ...], seconds: float) -> None:
+def _filtered(case: Case, program: tuple[Instruction, ...], least_s: float, most_s: float) -> None:
     """What arrives at a rank is dropped, for so long."""
     case.moment(early=False, least=2)
     found = _of_a_rank(case)
     for one in found:
         attach(one, program)
-    time.sleep(seconds)
+    time.sleep(case.random.uniform(least_s, most_s))
     for one in found:
         detach(one)
         one.close()
@@ -113,10 +112,6 @@ def _silent(case: Case) -> None:
     for one in _of_a_rank(case):
         attach(one, DROP)
         one.close()
-
-
-def _seconds(case: Case, least: float, most: float) -> float:
-    return random.Random(case.random.getrandbits(32)).uniform(least, most)
 
 
 def _port_taken(case: Case) -> None:
@@ -177,14 +172,16 @@ FAULTS = (
     ),
     Fault(
         "connections delayed", "network",
-        lambda case: _filtered(case, DROP, _seconds(case, 0.1, 1.5)), (FINISHED,),
+        lambda case: _filtered(case, DROP, 0.1, 1.5), (FINISHED,),
     ),
     Fault(
         "packets lost (15 %)", "network",
-        lambda case: _filtered(case, LOSE, _seconds(case, 1, 3)), (FINISHED,),
+        lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,),
     ),
     Fault("connections go silent", "network", _silent, (FAILED,), HUNG, settings=QUICK),
-    Fault("port in use", "launch", _port_taken, (FAILED,), (r"error: rank 0 .*{port}.*EADDRINUSE",)),
+    Fault(
+        "port in use", "launch", _port_taken, (FAILED,), (r"error: rank 0 .*{port}.*EADDRINUSE",),
+    ),
     Fault("a node never comes", "launch", _alone, (FAILED,), (r"error: .*1/2 clients joined",)),
     Fault("second writer", "launch", _second_writer, (FINISHED,), check=_kept_out),
     Fault(
@@ -197,4 +194,3 @@ FAULTS = (
                  r"optim\.lr=0\.002 \(was 0\.001\)",),
     ),
 )  # fmt: skip
-__all__ = ["FAULTS", "STEPS", "reached"]

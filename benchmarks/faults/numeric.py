@@ -7,7 +7,7 @@ import signal
 from ovtrain.observability.history import read_events
 
 from .case import Case
-from .fault import REFUSED, Fault
+from .fault import REFUSED, Fault, Work
 from .process import kill_all
 
 STEPS_OF_SPIKE = 44
@@ -18,7 +18,7 @@ SAMPLE = (
 )
 
 
-def _poison(place: str, value: str):
+def _poison(place: str, value: str) -> Work:
     def prepare(case: Case) -> None:
         case.hook_at_step("poison", least=1, place=place, value=value)
 

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from .case import Case, Missed
+from .case import Case
 from .fault import FAILED, FINISHED, SAVED, Fault
 from .judge import reached
 
@@ -99,15 +99,6 @@ def _stopped_for_good(case: Case) -> None:
     case.signal(case.some_rank(), signal.SIGSTOP)
 
 
-def _slow(case: Case) -> None:
-    case.met_at_step()
-
-
-LAUNCHER_KILLED = Fault(
-    "launcher killed", "process", _launcher(signal.SIGKILL), (-signal.SIGKILL,)
-)
-
-
 def _torchrun(case: Case) -> None:
     """The process group of the command that a user typed."""
     case.moment()
@@ -129,7 +120,7 @@ FAULTS = (
     Fault("rank killed", "process", _rank(signal.SIGKILL), (FAILED,), _named(signal.SIGKILL)),
     Fault("rank segfaults", "process", _rank(signal.SIGSEGV), (FAILED,), _named(signal.SIGSEGV)),
     Fault("all processes killed", "process", kill_all, (-signal.SIGKILL,)),
-    LAUNCHER_KILLED,
+    Fault("launcher killed", "process", _launcher(signal.SIGKILL), (-signal.SIGKILL,)),
     Fault("killed again and again", "process", _again_and_again, (-signal.SIGKILL,), turns=1),
     Fault("SIGTERM", "signal", _launcher(signal.SIGTERM), (SAVED,), (SAVED_WORDS,)),
     Fault(
@@ -148,17 +139,17 @@ FAULTS = (
         settings=QUICK,
     ),
     Fault(
-        *("rank runs out of memory", "process", lambda case: case.met_at_step(), (FAILED,)),
+        *("rank runs out of memory", "process", Case.met_at_step, (FAILED,)),
         says=(r"error: rank {rank} on \S+: .*can't allocate memory",),
         prepare=lambda case: case.hook_at_step("memory", least=1),
     ),
     Fault(
-        *("defect in a rank", "process", lambda case: case.met_at_step(), (FAILED,)),
+        *("defect in a rank", "process", Case.met_at_step, (FAILED,)),
         says=(r"error: rank {rank} on \S+: KeyError: 'a defect of this rank'",),
         prepare=lambda case: case.hook_at_step("defect", least=1),
     ),
     Fault(
-        *("rank is slow", "process", _slow, (FINISHED,)),
+        *("rank is slow", "process", Case.met_at_step, (FINISHED,)),
         says=(r"rank {rank} on \S+ is slow: \d+ ms of its own per step",),
         prepare=lambda case: case.hook_at_step("slow", seconds=0.4),
         settings={"guards": {"slow_rank": 1.5}},
@@ -179,4 +170,3 @@ FAULTS = (
         says=(r"error: .*first failing rank: {rank}|ended by signal 9",), real=True, turns=1,
     ),
 )  # fmt: skip
-__all__ = ["FAULTS", "Missed", "kill_all", "kill_all_after"]

@@ -12,8 +12,10 @@ import numpy as np
 from ovtrain.data.shards import ShardReader
 from ovtrain.schema.labels import LabelStore
 from ovtrain.schema.manifest import ShardIndex, ShardManifest
-from tests.helpers.damage import DAMAGES
+from ovtrain.schema.sample import key_hash
+from tests.helpers.damage import DAMAGES, payloads
 from tests.helpers.damage import Damage as Harm
+from tests.helpers.training import metrics
 
 from .case import CLASSES, SAMPLES, Case, write_data
 from .fault import FINISHED, REFUSED, Fault
@@ -41,7 +43,7 @@ def _damaged(kind: str, harms: tuple[str, ...], case: Case) -> None:
 def _each_named_or_used(case: Case) -> list[str]:
     """Each damaged sample for a reason that it may have, no other one; one that decoders cannot
     tell from a sound one may be used."""
-    harms: dict[str, Harm] = case.facts["harms"]  # type: ignore[assignment]
+    harms: dict[str, Harm] = case.facts["harms"]
     found = {name.split("/")[1]: why for _, name, why, _ in quarantined(case.out)}
     wrong = [f"{n}: {why}" for n, why in found.items() if why not in _of(harms, n).named]
     return wrong + [f"{n} was used" for n, h in harms.items() if n not in found and not h.good]
@@ -81,7 +83,7 @@ def _wrong_index(case: Case) -> None:
 
 def _all_said(category: str, case: Case) -> list[str]:
     found = {(name, why) for _, name, why, _ in quarantined(case.out)}
-    hurt: set[str] = case.facts["hurt"]  # type: ignore[assignment]
+    hurt: set[str] = case.facts["hurt"]
     wanted = {(name, category) for name in hurt}
     return [] if found == wanted else [f"quarantine names {found}, not {wanted}"]
 
@@ -119,7 +121,7 @@ def _note_put_back_and_go_back(case: Case) -> None:
 
 def _lost_of_that_tar(*categories: str) -> Callable[[Case], list[str]]:
     def check(case: Case) -> list[str]:
-        lost: list[tuple[str, str, str, int]] = case.facts["lost"]  # type: ignore[assignment]
+        lost: list[tuple[str, str, str, int]] = case.facts["lost"]
         here = all(name.startswith(f"{case.facts['tar']}/") for _, name, _, _ in lost)
         known = all(why in categories for _, _, why, _ in lost)
         return [] if lost and here and known else [f"lost {lost}"]
@@ -142,8 +144,6 @@ def _other_shards(case: Case) -> None:
 
 
 def _turned(case: Case, kind: str, given: dict[str, bytes]) -> dict[str, bytes]:
-    from tests.helpers.damage import payloads
-
     other = payloads(kind, case.random.randrange(SAMPLES, 2 * SAMPLES))
     return {name: data for name, data in other.items() if name in given}
 
@@ -186,20 +186,12 @@ def _some_unlabelled(case: Case) -> None:
     keys = ShardReader(case.data / kind).keys
     gone = set(case.random.sample(keys, 3))
     known = [key for key in keys if key not in gone]
-    kept = [store.lookup(hashed) for hashed in _hashes(known)]
+    kept = [store.lookup(hashed) for hashed in key_hash(known)]
     made = LabelStore.build(known, kept, store.classes, store.fingerprint)
     made.write(case.data / f"{kind}-labels")
 
 
-def _hashes(keys: list[str]) -> list[np.uint64]:
-    from ovtrain.schema.sample import key_hash
-
-    return list(key_hash(keys))
-
-
 def _counted(case: Case) -> list[str]:
-    from tests.helpers.training import metrics
-
     return [] if metrics(case.out)[-1]["unlabelled_samples"] else ["no sample without labels"]
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from ovtrain.schema.isolated import DIED, OUT_OF_MEMORY, TIMED_OUT
 from tests.helpers.damage import HARMFUL
 
 from .case import SAMPLES, Case
 from .fault import FINISHED, Fault
-from .judge import quarantined
+from .judge import quarantined, reached
 from .process import kill_all
-
-import numpy as np
 
 ONE = {"data": {"workers": 1}}
 IMPATIENT = {"data": {"workers": 1, "sample_timeout_s": 1.0}}
@@ -31,8 +33,6 @@ def _worker_while_early(case: Case, number: signal.Signals) -> None:
     """Early enough for a task to come."""
     case.until(lambda: len(case.job_ranks()) == case.processes)
     step = case.random.randint(1, case.steps // 2)
-    from .judge import reached
-
     case.until(lambda: reached(case.out) >= step)
     case.note()
     case.signal(case.worker(), number)
@@ -67,12 +67,12 @@ def _harmful(harm: str, case: Case) -> None:
 
 def _named(category: str, case: Case) -> list[str]:
     found = {(name.split("/")[1], why) for _, name, why, _ in quarantined(case.out)}
-    hurt: list[str] = case.facts["hurt"]  # type: ignore[assignment]
+    hurt: list[str] = case.facts["hurt"]
     wanted = {(name, category) for name in hurt}
     return [] if found == wanted else [f"quarantine names {found}, not {wanted}"]
 
 
-def _decoder(name: str, harm: str, category: str, settings: dict[str, dict[str, float]]) -> Fault:
+def _decoder(name: str, harm: str, category: str, settings: Mapping[str, Any]) -> Fault:
     return Fault(
         *(name, "worker", kill_all, (-signal.SIGKILL,)),
         prepare=partial(_harmful, harm), check=partial(_named, category),

@@ -32,6 +32,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from faults.within import install
 from ovtrain.schema.isolated import die_with
 
 PR_SET_NAME = 15
@@ -83,8 +84,6 @@ def _become_rank(
     sys.argv = [module, *arguments]
 
     def work() -> None:
-        from faults.within import install
-
         install(env)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
