@@ -42,7 +42,7 @@ from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import exit_status
 from ovtrain.schema.isolated import die_with
-from ovtrain.schema.status import REQUEUE, UNHEALTHY
+from ovtrain.schema.status import REQUEUE, SAVED, UNHEALTHY
 
 POLITE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 KEPT_LINES = 200
@@ -50,6 +50,8 @@ LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")
 """How the lines of ``observability.logger`` begin."""
 VERDICT_S, CHECK_S = 20.0, 300.0
 """For the other ranks of a node once one has ended a check, and for a whole check."""
+TOGETHER_S = 2.0
+"""For the other ranks of a node once one has ended because a step hung."""
 LOOK_S = 0.5
 """Between two looks for failures of other nodes."""
 
@@ -188,9 +190,17 @@ class Node:
         """Keep what is known of the first failure on this node."""
         self._quiet = True
         time.sleep(0.2)  # its last lines are on their way
+        late = self._late() if status == REQUEUE else []
         if self._failed_elsewhere():
             return REQUEUE if self._asked else 1
-        failure = Failure.of_rank(rank.number, node_name(os.environ), status, list(rank.last))
+        # That the run has saved is said by one rank for all.
+        last = [*rank.last, *(x for r in self.ranks for x in r.last if x.endswith(SAVED))]
+        failure = Failure.of_rank(rank.number, node_name(os.environ), status, last)
+        if late:
+            more = (
+                f"rank {', '.join(map(str, late))} did not end, and may be what the others wait for"
+            )
+            failure = replace(failure, why=f"{failure.why}; {more}")
         if self._asked and failure.kind != "input_error":
             failure = replace(failure, kind="stopped")
         if self.attempt:
@@ -198,6 +208,14 @@ class Node:
         else:
             print("\n".join(failure.lines()), file=self._shown, flush=True)
         return {"input_error": 2, "stopped": REQUEUE}.get(failure.kind, 1)
+
+    def _late(self) -> list[int]:
+        """A step that hung ends all ranks at about the same time, or all have saved: who stays
+        longer than that is stuck."""
+        ends = time.monotonic() + TOGETHER_S
+        while time.monotonic() < ends and any(r.process.poll() is None for r in self.ranks):
+            time.sleep(0.02)
+        return [r.number for r in self.ranks if r.process.poll() is None]
 
     def _failed_elsewhere(self) -> bool:
         return bool(self.attempt) and bool(failures(self.out, self.attempt))

@@ -135,7 +135,8 @@ FAULTS = (
     Fault("rank paused (SIGSTOP, SIGCONT)", "signal", _paused, (FINISHED,)),
     Fault("ranks stutter (a train of them)", "signal", _stuttering, (FINISHED,)),
     Fault(
-        *("rank stopped for good", "signal", _stopped_for_good, (FAILED,), HUNG),
+        *("rank stopped for good", "signal", _stopped_for_good, (FAILED,)),
+        says=(*HUNG, r"; rank {rank} did not end, and may be what the others wait for"),
         settings=QUICK,
     ),
     Fault(
