@@ -29,7 +29,7 @@ FAULTS: dict[str, Fault] = {
     for module in (process, workers, disk, samples, numeric, network)
     for fault in module.FAULTS
 }
-TRIES = 4
+TRIES = 6
 """Of a case whose run ended before its moment came."""
 Row = dict[str, Any]
 
@@ -71,16 +71,15 @@ def _one(case: Case) -> Row:
     case.jobs.append(case.start(hooked=True))
     fault.inject(case)
     evidence = Evidence()
-    if _ended(case, evidence):
+    survived = _ended(case, evidence) and evidence.statuses == [FINISHED]
+    before, cost = reached(case.out), _cost(case, 0, survived=True)
+    if None not in evidence.statuses:
         _listen(case, evidence)
-        before = reached(case.out)
         _go_on(case, evidence)
-        if not evidence.complaints:
-            evidence.complaints += fault.check(case)
-            evidence.complaints += differences(case.out, reference, close=fault.close)
-    else:
-        before = reached(case.out)
-    outcome = verdict(fault, evidence)
+    if not evidence.complaints and None not in evidence.statuses:
+        evidence.complaints += fault.check(case)
+        evidence.complaints += differences(case.out, reference, close=fault.close)
+    outcome = verdict(evidence)
     return {
         "fault": fault.name,
         "family": fault.family,
@@ -89,7 +88,7 @@ def _one(case: Case) -> Row:
         "met": case.when,
         "statuses": evidence.statuses,
         "complaints": evidence.complaints,
-        **_cost(case, before, len(evidence.statuses)),
+        **(cost if survived else _cost(case, before, survived=False)),
         "seconds": round(time.time() - began, 2),
     }
 
@@ -142,10 +141,12 @@ def _again(case: Case, evidence: Evidence, wanted: int, says: Sequence[str]) -> 
     evidence.complaints += unsaid(says, case.facts, shown)
 
 
-def _cost(case: Case, before: int, starts: int) -> Row:
-    """Steps that were computed again, and seconds from the fault to the first new step."""
-    lost = before - resumed_at(case.out) if starts > 1 else 0
-    beyond = first_beyond(case.out, before if starts > 1 else 0, case.hit)
+def _cost(case: Case, before: int, *, survived: bool) -> Row:
+    """Steps up to ``before`` that were computed again, and seconds from the fault to the first step
+    beyond. Of a start that ``survived``, to its next step; where it then goes back on purpose, no
+    step is lost."""
+    lost = 0 if survived else before - resumed_at(case.out)
+    beyond = first_beyond(case.out, before, case.hit)
     return {"lost": lost, "recovered_s": None if beyond is None else round(beyond - case.hit, 2)}
 
 

@@ -19,7 +19,8 @@ from .judge import reached
 from .process import kill_all_after
 
 KILLED = (-signal.SIGKILL,)
-DISK_MIB = 64
+DISK_MIB = 192
+"""Enough for three checkpoints, and one in the making."""
 TORN = r"refused \S+/{step}: .*{file} is damaged: \d+ bytes instead of \d+"
 FLIPPED = r"refused \S+/{step}: .*{file} is damaged: other bytes than were written"
 LOST = r"refused \S+/{step}: .*{file} is missing"

@@ -16,7 +16,7 @@ from ovtrain.schema.errors import CheckpointError
 from ovtrain.schema.isolated import category
 from tests.helpers.training import computed
 
-from .fault import EXACT, FINISHED, HANG, NAMED, REFUSED, WRONG, Fault
+from .fault import EXACT, FINISHED, HANG, NAMED, REFUSED, WRONG
 
 CLOSE = 1e-5
 """Relative, of losses and norms on another world size: sums are taken in another order."""
@@ -33,7 +33,7 @@ class Evidence:
     complaints: list[str] = field(default_factory=list[str])
 
 
-def verdict(fault: Fault, evidence: Evidence) -> str:
+def verdict(evidence: Evidence) -> str:
     """The outcome. A stop counts as named, not as a resumption, where a start ended with status 2:
     the same command would not have gone on."""
     if None in evidence.statuses:

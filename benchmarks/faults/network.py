@@ -20,7 +20,7 @@ from tests.helpers.ports import free_port
 
 from .case import Case
 from .fault import FAILED, FINISHED, REFUSED, Fault
-from .process import HUNG, QUICK, kill_all_after
+from .process import HUNG, QUICK, kill_all_after, patient
 
 SYS_PIDFD_GETFD = 438
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
@@ -178,7 +178,10 @@ FAULTS = (
         "packets lost (15 %)", "network",
         lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,),
     ),
-    Fault("connections go silent", "network", _silent, (FAILED,), HUNG, settings=QUICK),
+    Fault(
+        "connections go silent", "network", _silent, (FAILED,), HUNG, settings=QUICK,
+        after=patient,
+    ),
     Fault(
         "port in use", "launch", _port_taken, (FAILED,), (r"error: rank 0 .*{port}.*EADDRINUSE",),
     ),

@@ -20,6 +20,8 @@ HUNG = (
 SAVED_WORDS = r"saved after a signal; the same command resumes|killed by signal 15 \(SIGTERM\)"
 """The latter where the signal came before the run could have saved anything."""
 GRACE_S = 30.0
+SLOW_S = 240.0
+"""Of a start with all its imports, three processes at a time."""
 
 
 def _rank(number: signal.Signals) -> Callable[[Case], None]:
@@ -99,6 +101,11 @@ def _stopped_for_good(case: Case) -> None:
     case.signal(case.some_rank(), signal.SIGSTOP)
 
 
+def patient(case: Case) -> None:
+    """Limits as all other runs have them."""
+    del case.settings["guards"]
+
+
 def _torchrun(case: Case) -> None:
     """The process group of the command that a user typed."""
     case.moment()
@@ -137,7 +144,7 @@ FAULTS = (
     Fault(
         *("rank stopped for good", "signal", _stopped_for_good, (FAILED,)),
         says=(*HUNG, r"; rank {rank} did not end, and may be what the others wait for"),
-        settings=QUICK,
+        settings=QUICK, after=patient,
     ),
     Fault(
         *("rank runs out of memory", "process", Case.met_at_step, (FAILED,)),
@@ -157,17 +164,18 @@ FAULTS = (
     ),
     Fault(
         *("torchrun's launcher killed", "real command", _torchrun, (-signal.SIGKILL,)),
-        after=_orphans, real=True, turns=1,
+        after=_orphans, real=True, turns=1, bound_s=SLOW_S,
     ),
     Fault(
         *("SIGTERM to ovtrain train", "real command", _launcher(signal.SIGTERM)),
         statuses=(SAVED, 128 + signal.SIGTERM),
         says=(r"the same command resumes|ended by signal 15, unsaved since the newest checkpoint",),
-        real=True, turns=1,
+        real=True, turns=1, bound_s=SLOW_S,
     ),
     Fault(
         *("rank killed under torchrun", "real command", _rank(signal.SIGKILL)),
         statuses=(FAILED, 128 + signal.SIGKILL),
-        says=(r"error: .*first failing rank: {rank}|ended by signal 9",), real=True, turns=1,
+        says=(r"error: .*first failing rank: {rank}|ended by signal 9",),
+        real=True, turns=1, bound_s=SLOW_S,
     ),
 )  # fmt: skip

@@ -23,6 +23,10 @@ from .judge import quarantined
 from .process import kill_all, kill_all_after
 
 KILLED = (-signal.SIGKILL,)
+CODEC = {"codec": 1, "frames": 0, "tiling": 0}
+"""The view that reads all of a sample, energies and every frame."""
+JPEG = ("jpeg-truncated", "jpeg-flips", "jpeg-overwritten", "jpeg-bytes-removed", "noise")
+ENERGY = ("energy-truncated", "energy-empty", "energy-of-floats", "energy-of-fewer-frames")
 
 
 def _damaged(kind: str, harms: tuple[str, ...], case: Case) -> None:
@@ -56,7 +60,7 @@ def _of(harms: dict[str, Harm], name: str) -> Harm:
 def _sample(name: str, kind: str, *harms: str) -> Fault:
     return Fault(
         *(name, "sample", kill_all, KILLED), prepare=partial(_damaged, kind, harms),
-        check=_each_named_or_used, lasting=True,
+        check=_each_named_or_used, lasting=True, settings={"data": {"views": CODEC}},
     )  # fmt: skip
 
 
@@ -207,12 +211,12 @@ def _refused(name: str, after: Callable[[Case], None], *says: str) -> Fault:
 
 
 FAULTS = (
-    _sample("corrupt JPEG", "image", "truncated-picture", "flips"),
+    _sample("corrupt JPEG", "image", *JPEG),
     _sample("corrupt video", "video", "overwritten", "bytes-removed", "garbage", "zeros"),
     _sample("truncated video", "video", "truncated", "empty"),
-    _sample("one-frame video", "video", "one-frame"),
+    _sample("video of one frame", "video", "one-frame"),
     _sample("all-intra video", "video", "all-intra"),
-    _sample("damaged energies", "video", "energy-truncated"),
+    _sample("damaged energies", "video", *ENERGY),
     Fault(
         *("wrong tar index", "sample", kill_all, KILLED), prepare=_wrong_index,
         check=partial(_all_said, "index is wrong"), lasting=True,

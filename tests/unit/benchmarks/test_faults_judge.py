@@ -102,8 +102,7 @@ def test_a_sample_that_is_not_named_and_a_file_that_is_left_are_differences(
     ],
 )
 def test_outcomes(statuses: list[int | None], complaints: list[str], outcome: str):
-    evidence = judge.Evidence(statuses, complaints)
-    assert judge.verdict(KINDS[0], evidence) == outcome
+    assert judge.verdict(judge.Evidence(statuses, complaints)) == outcome
 
 
 def test_a_stop_has_to_name_the_rank_at_fault_not_another_one():
