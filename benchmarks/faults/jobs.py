@@ -126,6 +126,7 @@ class Zygote:
         self._asked += 1
         number = self._asked
         asked = {"id": number, "argv": argv, "env": dict(env), "output": str(output)}
+        self._channel.settimeout(READY_S)
         self._channel.sendall(json.dumps(asked).encode() + b"\n")
         self._until(lambda: number in self._pids)
         return Forked(self, number, self._pids[number], output)
@@ -148,7 +149,10 @@ class Zygote:
     def _read(self, seconds: float) -> None:
         self._channel.settimeout(seconds or 1e-6)
         with suppress(TimeoutError):
-            self._unread += self._channel.recv(65536)
+            received = self._channel.recv(65536)
+            if not received:
+                raise RuntimeError("the zygote has ended")
+            self._unread += received
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             told = json.loads(line)

@@ -188,15 +188,19 @@ def _some_unlabelled(case: Case) -> None:
     store = _labels(case)
     kind = str(case.facts["kind"])
     keys = ShardReader(case.data / kind).keys
-    gone = set(case.random.sample(keys, 3))
+    case.facts["gone"] = gone = case.random.sample(keys, 3)
     known = [key for key in keys if key not in gone]
     kept = [store.lookup(hashed) for hashed in key_hash(known)]
     made = LabelStore.build(known, kept, store.classes, store.fingerprint)
     made.write(case.data / f"{kind}-labels")
 
 
-def _counted(case: Case) -> list[str]:
-    return [] if metrics(case.out)[-1]["unlabelled_samples"] else ["no sample without labels"]
+def _counted_and_named(case: Case) -> list[str]:
+    logs = "".join(path.read_text() for path in (case.out / "logs").glob("rank-*.log"))
+    gone: list[str] = case.facts["gone"]
+    unnamed = [key for key in gone if f"/{key} has no labels" not in logs]
+    counted = metrics(case.out)[-1]["unlabelled_samples"]
+    return [f"not named: {unnamed}, counted: {counted}"] if unnamed or not counted else []
 
 
 def _own(case: Case) -> None:
@@ -254,6 +258,6 @@ FAULTS = (
     _refused("label store missing", _no_labels, r"error: \S+{kind}-labels/store\.json: no labels"),
     Fault(
         *("samples without labels", "input", kill_all, KILLED), prepare=_some_unlabelled,
-        check=_counted, lasting=True,
+        check=_counted_and_named, lasting=True,
     ),
 )  # fmt: skip
