@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 VARIABLE = "FAULT"
@@ -119,11 +120,11 @@ def harmful_decoder() -> None:
     loader.SamplePool = lambda data: SamplePool(data, HarmedByPayload(data))  # type: ignore[misc]
 
 
-def short_rendezvous(seconds: int) -> None:
+def short_rendezvous(seconds: float) -> None:
     """Ranks wait so long for one another, where half an hour is the least."""
     from ovtrain.distributed import context
 
-    context.LEAST_S = seconds - 300
+    context.timedelta = lambda **_half_an_hour: timedelta(seconds=seconds)  # type: ignore[assignment]
 
 
 FAULTS: dict[str, Callable[..., None]] = {
