@@ -175,7 +175,7 @@ FAULTS = (
     Fault(
         *("rank killed under torchrun", "real command", _rank(signal.SIGKILL)),
         statuses=(FAILED, 128 + signal.SIGKILL),
-        says=(r"error: .*first failing rank: {rank}|ended by signal 9",),
+        says=(r"ended by signal 9 \(first failing rank: {rank}\)",),
         real=True, turns=1, bound_s=SLOW_S,
     ),
 )  # fmt: skip
