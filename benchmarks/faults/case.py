@@ -25,7 +25,7 @@ from tests.helpers.training import base_config
 from tests.helpers.world import train_command
 
 from .fault import Fault
-from .jobs import Command, Job, Zygote, children, descendants
+from .jobs import Command, Job, Zygote, children, descendants, lives
 from .judge import reached
 from .within import VARIABLE
 
@@ -168,20 +168,24 @@ class Case:
     def saving(self) -> bool:
         return any((self.out / "checkpoints").glob(".step-*.tmp"))
 
-    def moment(self, *, early: bool = True, least: int = 1, checkpoints: int = 0) -> None:
-        """Wait for a random one: of the start, of a save, or of the steps from ``least`` on and
-        with so many checkpoints there. ``early``: the start counts."""
+    def moment(
+        self, *, early: bool = True, least: int = 1, most: int = STEPS, checkpoints: int = 0
+    ) -> None:
+        """Wait for a random one: of the start, of a save, or of the steps from ``least`` to
+        ``most`` with so many checkpoints there; of the last steps none, in which a run might end
+        before the fault. ``early``: the start counts."""
         self.until(lambda: len(self.job_ranks()) == self.processes)
         kind = self.random.random()
         if early and kind < 0.15:
             ends = time.monotonic() + self.random.uniform(0, START_S)
             self.until(lambda: time.monotonic() > ends)
         else:
-            step = self.random.randint(least, self.steps - EVERY)
+            last = min(most, self.steps - EVERY * (2 if kind < 0.4 else 1))
+            step = self.random.randint(least, max(least, last))
             self.until(lambda: reached(self.out) >= step and len(self.checkpoints()) >= checkpoints)
             if kind < 0.4:
                 self.until(self.saving)
-            time.sleep(self.random.uniform(0, 0.02 if kind < 0.4 else 0.1))
+            time.sleep(self.random.uniform(0, 0.02 if kind < 0.4 else 0.06))
         self.note()
 
     def note(self) -> None:
@@ -231,8 +235,10 @@ class Case:
         return self.random.choice(sorted(found))
 
     def signal(self, pid: int, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+        """To a process of the run. Raises Missed where it has come to its end."""
+        if not lives(pid):
+            raise Missed
+        os.kill(pid, number)
 
     # Files
 

@@ -19,6 +19,8 @@ from .judge import reached
 from .process import kill_all_after
 
 KILLED = (-signal.SIGKILL,)
+MOST = 11
+"""The last step at which storage fails that takes a while to fail."""
 DISK_MIB = 192
 """Enough for three checkpoints, and one in the making."""
 TORN = r"refused \S+/{step}: .*{file} is damaged: \d+ bytes instead of \d+"
@@ -118,7 +120,7 @@ def _small_disk(case: Case) -> None:
 
 
 def _fill(case: Case) -> None:
-    case.moment(early=False, least=2)
+    case.moment(early=False, least=2, most=MOST)
     block = bytes(1 << 16)
     with open(case.folder / "disk" / "filler", "wb", buffering=0) as handle:
         try:
@@ -134,7 +136,7 @@ def _make_room(case: Case) -> None:
 
 def _read_only(case: Case) -> None:
     folder = case.out / "checkpoints"
-    case.moment(early=False, checkpoints=1, least=EVERY)
+    case.moment(early=False, checkpoints=1, least=EVERY, most=MOST)
     _mount("--bind", str(folder), str(folder))
     _unmounting(case, folder)
     _mount("-o", "remount,ro,bind", str(folder))

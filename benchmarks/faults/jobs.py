@@ -51,7 +51,7 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
         self.wait(END_S)
         ends = time.monotonic() + END_S
-        while any(_lives(pid) for pid in below) and time.monotonic() < ends:
+        while any(lives(pid) for pid in below) and time.monotonic() < ends:
             time.sleep(LOOK_S)
 
     def ranks(self) -> dict[int, int]:
@@ -176,7 +176,7 @@ def descendants(pid: int) -> list[int]:
     return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     """Whether it has memory, as the dead that wait for their parent have not."""
     with suppress(OSError):
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())

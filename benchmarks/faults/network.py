@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from tests.helpers.ports import free_port
 
-from .case import Case
+from .case import Case, Missed
 from .fault import FAILED, FINISHED, REFUSED, Fault
 from .process import HUNG, QUICK, kill_all_after, patient
 
@@ -39,7 +39,9 @@ BROKEN = (
     r"error: rank \d on \S+: .*"
     r"(Connection (closed by peer|reset)|Broken pipe|closed the connection)"
 )
-RENDEZVOUS_S = 4
+BREAKS = (FAILED, FINISHED)
+"""The latter where nothing was to be sent any more, or not on that connection."""
+RENDEZVOUS_S, LONG_STEP_S = 4, 0.4
 
 
 def sockets(pid: int) -> Iterator[socket.socket]:
@@ -84,6 +86,8 @@ def _of_a_rank(case: Case, share: float = 1.0) -> list[socket.socket]:
     """Handles of a random rank's connections, one at least."""
     found = list(sockets(case.some_rank()))
     picked = [one for one in found if case.random.random() < share]
+    if not found:  # it has left the others
+        raise Missed
     return picked or found[:1]
 
 
@@ -132,9 +136,13 @@ def _alone(case: Case) -> None:
     case.note()
 
 
+def _long(case: Case) -> None:
+    case.hook = {"name": "slow", "rank": -1, "step": 0, "seconds": LONG_STEP_S}
+
+
 def _second_writer(case: Case) -> None:
-    """The same command, once more, beside the run."""
-    case.moment(early=False)
+    """The same command, once more, beside a run that takes its time."""
+    case.moment(early=False, most=8)
     second = case.start(hooked=False)
     case.others.append(second)
     case.facts["second"] = second.wait(40)
@@ -163,12 +171,12 @@ def _unchanged(case: Case) -> None:
 KILLED = (-signal.SIGKILL,)
 FAULTS = (
     Fault(
-        "all connections of a rank closed", "network", lambda case: _closed(case, 1.0), (FAILED,),
+        "all connections of a rank closed", "network", lambda case: _closed(case, 1.0), BREAKS,
         (BROKEN,),
     ),
     Fault(
         "some connections of a rank closed", "network", lambda case: _closed(case, 0.3),
-        (FINISHED, FAILED), (BROKEN,),
+        BREAKS, (BROKEN,),
     ),
     Fault(
         "connections delayed", "network",
@@ -179,14 +187,14 @@ FAULTS = (
         lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,),
     ),
     Fault(
-        "connections go silent", "network", _silent, (FAILED,), HUNG, settings=QUICK,
+        "connections go silent", "network", _silent, BREAKS, HUNG, settings=QUICK,
         after=patient,
     ),
     Fault(
         "port in use", "launch", _port_taken, (FAILED,), (r"error: rank 0 .*{port}.*EADDRINUSE",),
     ),
     Fault("a node never comes", "launch", _alone, (FAILED,), (r"error: .*1/2 clients joined",)),
-    Fault("second writer", "launch", _second_writer, (FINISHED,), check=_kept_out),
+    Fault("second writer", "launch", _second_writer, (FINISHED,), prepare=_long, check=_kept_out),
     Fault(
         "other world size", "launch", kill_all_after(1), KILLED, after=_other_world, close=True,
     ),

@@ -17,6 +17,8 @@ HUNG = (
     r"step \d+ takes longer than 1\.5 s|saving takes longer than 3 s",
     r"error: rank \d on \S+: a step hung; where its threads stood is in logs/stacks-\d+\.txt",
 )
+ASKED = (SAVED, FINISHED)
+"""The latter where the signal came with the last step."""
 SAVED_WORDS = r"saved after a signal; the same command resumes|killed by signal 15 \(SIGTERM\)"
 """The latter where the signal came before the run could have saved anything."""
 GRACE_S = 30.0
@@ -129,14 +131,14 @@ FAULTS = (
     Fault("all processes killed", "process", kill_all, (-signal.SIGKILL,)),
     Fault("launcher killed", "process", _launcher(signal.SIGKILL), (-signal.SIGKILL,)),
     Fault("killed again and again", "process", _again_and_again, (-signal.SIGKILL,), turns=1),
-    Fault("SIGTERM", "signal", _launcher(signal.SIGTERM), (SAVED,), (SAVED_WORDS,)),
+    Fault("SIGTERM", "signal", _launcher(signal.SIGTERM), ASKED, (SAVED_WORDS,)),
     Fault(
-        *("SIGUSR1, 30 s grace", "signal", _with_grace, (SAVED,), (SAVED_WORDS,)),
+        *("SIGUSR1, 30 s grace", "signal", _with_grace, ASKED, (SAVED_WORDS,)),
         check=_in_its_grace,
     ),
-    Fault("SIGINT", "signal", _launcher(signal.SIGINT), (SAVED,), (SAVED_WORDS,)),
+    Fault("SIGINT", "signal", _launcher(signal.SIGINT), ASKED, (SAVED_WORDS,)),
     Fault(
-        *("SIGTERM to one rank", "signal", _rank(signal.SIGTERM), (FAILED, SAVED)),
+        *("SIGTERM to one rank", "signal", _rank(signal.SIGTERM), (FAILED, FINISHED)),
         says=(rf"rank \d on \S+: .*({SAVED_WORDS})",),
     ),
     Fault("rank paused (SIGSTOP, SIGCONT)", "signal", _paused, (FINISHED,)),

@@ -23,6 +23,8 @@ from .judge import quarantined
 from .process import kill_all, kill_all_after
 
 KILLED = (-signal.SIGKILL,)
+MOST = 8
+"""The last step at which samples go bad under a run, that they may be met."""
 CODEC = {"codec": 1, "frames": 0, "tiling": 0}
 """The view that reads all of a sample, energies and every frame."""
 JPEG = ("jpeg-truncated", "jpeg-flips", "jpeg-overwritten", "jpeg-bytes-removed", "noise")
@@ -94,7 +96,7 @@ def _all_said(category: str, case: Case) -> list[str]:
 
 def _while_it_runs(change: Callable[[Case, os.PathLike[str], int], None], case: Case) -> None:
     """A tar is changed in place under its readers, at a moment that leaves samples to be read."""
-    case.moment(early=False, least=1)
+    case.moment(early=False, least=1, most=MOST)
     path = case.data / str(case.facts["kind"]) / str(case.facts["tar"])
     change(case, path, len(case.keep(path)))
 
@@ -134,7 +136,7 @@ def _lost_of_that_tar(*categories: str) -> Callable[[Case], list[str]]:
 
 
 def _zero_all_pictures(case: Case) -> None:
-    case.moment(early=False, least=1)
+    case.moment(early=False, least=1, most=MOST)
     for path in sorted((case.data / "image").glob("*.tar")):
         _zero(case, path, len(case.keep(path)))
 

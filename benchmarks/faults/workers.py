@@ -18,7 +18,7 @@ from .judge import quarantined, reached
 from .process import kill_all
 
 ONE = {"data": {"workers": 1}}
-IMPATIENT = {"data": {"workers": 1, "sample_timeout_s": 1.0}}
+IMPATIENT = {"data": {"workers": 1, "sample_timeout_s": 2.0}}
 MEMORY = {"data": {"workers": 1, "worker_memory_mib": 400}}
 HARMED = "harmed"
 """Part of the key of a sample whose payload does harm."""
@@ -92,7 +92,7 @@ FAULTS = (
     ),
     Fault(
         "worker hangs (SIGSTOP)", "worker", partial(_worker_while_early, number=signal.SIGSTOP),
-        (FINISHED,), (r"skipped \S+/\S+: timed out \(more than 1 s\)",),
+        (FINISHED,), (r"skipped \S+/\S+: timed out \(more than 2 s\)",),
         after=_note_lost_and_go_back, check=partial(_lost, TIMED_OUT), settings=IMPATIENT,
     ),
     _decoder("decoder segfaults", "segfault", DIED, ONE),

@@ -123,7 +123,7 @@ def test_what_does_not_end_is_a_hang_and_nothing_of_it_stays(tmp_path: Path):
     assert job.wait(0.05) is None
     job.end()
     assert job.poll() == -signal.SIGKILL
-    assert [pid for pid in below if jobs._lives(pid)] == []
+    assert [pid for pid in below if jobs.lives(pid)] == []
 
 
 def test_every_kind_that_may_stop_must_say_why():
