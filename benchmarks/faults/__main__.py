@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import line
 
-from faults.campaign import FAULTS, campaign, rows_of, schedule
+from faults.campaign import FAULTS, campaign, of_another, rows_of, schedule
 from faults.case import Site
 from faults.disk import may_mount
 from faults.fault import Fault
@@ -54,6 +54,8 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     found = given.out / "runs.jsonl"
     plan = schedule(_chosen(given.only), given.runs)
+    if of_another(rows_of(found), plan, given.seed):
+        sys.exit(f"error: {found} is of another seed, or of other kinds; name another --out")
     with closing(Site(work)) as site:
         campaign(site, plan, given.seed, found)
     rows = rows_of(found)

@@ -168,6 +168,13 @@ def campaign(site: Site, plan: Sequence[tuple[Fault, str, int]], seed: int, out:
         )
 
 
+def of_another(rows: Sequence[Row], plan: Sequence[tuple[Fault, str, int]], seed: int) -> bool:
+    """Whether rows are of other runs than a plan of that seed has under their numbers."""
+    planned = {number: (fault.name, layout, seed) for fault, layout, number in plan}
+    known = [(row["run"], (row["fault"], row["layout"], row["seed"])) for row in rows]
+    return any(planned.get(number, what) != what for number, what in known)
+
+
 def rows_of(path: Path) -> list[Row]:
     if not path.exists():
         return []

@@ -142,6 +142,15 @@ def test_a_campaign_meets_every_kind_and_each_under_every_layout():
         assert len(layouts) >= min(4, 2 + kind.turns), kind.name
 
 
+def test_runs_of_another_campaign_are_not_taken_for_those_of_this_one():
+    plan = campaign.schedule(KINDS, 3)
+    rows = [{"run": n, "fault": one.name, "layout": at, "seed": 4} for one, at, n in plan]
+    assert not campaign.of_another(rows, plan, 4)
+    assert not campaign.of_another(rows, plan[:1], 4)
+    assert campaign.of_another(rows, plan, 5)
+    assert campaign.of_another(rows, campaign.schedule(KINDS[1:], 3), 4)
+
+
 def test_a_filtered_connection_is_silent_until_the_filter_goes():
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
