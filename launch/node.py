@@ -28,6 +28,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,13 +82,13 @@ class Rank:
     def follow(self, node: Node) -> None:
         """Show and keep its lines, then say how it ended. Runs in a thread."""
         assert self.process.stdout is not None
-        with open(self._log, "a") as log, self.process.stdout as lines:
+        with open(self._log, "ab", buffering=0) as log, self.process.stdout as lines:
             waiter = threading.Thread(target=self._wait, args=(node,), daemon=True)
             waiter.start()
             shown = self.number == 0
             for line in lines:
-                log.write(line)
-                log.flush()
+                with suppress(OSError):  # what is shown tells of a full disk, too
+                    log.write(line.encode(errors="replace"))
                 self.last.append(line.rstrip("\n"))
                 if LOG_LINE.match(line):
                     shown = self.number == 0

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from .case import EVERY, Case
-from .fault import FAILED, REFUSED, Fault
+from .fault import REFUSED, Fault
 from .judge import reached
 from .process import kill_all_after
 
@@ -152,6 +152,11 @@ def _limit_files(case: Case) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # type: ignore[attr-defined]
 
 
+def _cannot(why: str) -> str:
+    """What was to be written, and by whom."""
+    return rf"error: rank \d on \S+: .*(could not be saved: rank \d: |metrics\.jsonl: ){why}"
+
+
 def _at_rest(name: str, pattern: str, change: Callable[[Case, Path], None], says: str) -> Fault:
     return Fault(
         name, "checkpoint", kill_all_after(2), KILLED, after=_of(pattern, change), then_says=(says,)
@@ -160,7 +165,7 @@ def _at_rest(name: str, pattern: str, change: Callable[[Case, Path], None], says
 
 FAULTS = (
     Fault(
-        "disk full", "storage", _fill, (FAILED, REFUSED), (r"No space left on device",),
+        "disk full", "storage", _fill, (REFUSED,), (_cannot("No space left on device"),),
         prepare=_small_disk, after=_make_room, mounts=True,
     ),
     Fault(
@@ -168,7 +173,7 @@ FAULTS = (
         (r"could not be saved: rank \d: .*Read-only file system",), after=_writable, mounts=True,
     ),
     Fault(
-        "file size limit", "storage", _limit_files, (FAILED, REFUSED), (r"File too large",),
+        "file size limit", "storage", _limit_files, (REFUSED,), (_cannot("File too large"),),
     ),
     _at_rest("checkpoint file torn", "*.safetensors", cut, TORN),
     _at_rest("bit flipped in a checkpoint", "*.safetensors", flip, FLIPPED),

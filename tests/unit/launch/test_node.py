@@ -80,6 +80,19 @@ def test_a_killed_rank_ends_the_others_and_is_named(tmp_path):
     assert "killed by signal 9 (SIGKILL)" in told
 
 
+def test_a_disk_that_is_full_does_not_hide_the_cause(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-00003.out").symlink_to("/dev/full")
+    work = """
+time.sleep(0 if rank == 3 else 60)
+print('x' * 99999, 'error: no space', sep='\\n')
+sys.exit(2)
+"""
+    status, told = ended(start(tmp_path, work))
+    assert status == 2
+    assert ": no space" in told.splitlines()[0]
+
+
 def test_only_the_first_traceback_is_shown(tmp_path):
     work = """
 print(f"12:00:00 rank {rank} begins", flush=True)
