@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -m "not full" $(ARGS)
 
-## make test-full  the tests that take minutes: demo, wheel, sanitizers, a campaign of kills
+## make test-full  the tests that take minutes: demo, wheel, sanitizers, kills and other faults
 test-full: $(VENV)/.test
 	@$(BIN)/python -m pytest -m full $(ARGS)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ovtrain.schema.atomic import write_json
-from ovtrain.schema.status import REQUEUE
+from ovtrain.schema.status import REQUEUE, SAVED
 
 ERROR = re.compile(r"^(?:\[[^\]]*\]:?\s*)?error: (?P<text>.+)")
 TRACEBACK = "Traceback (most recent call last)"
@@ -48,7 +48,9 @@ class Failure:
         starts = [i for i, line in enumerate(last) if TRACEBACK in line]
         text = list(last[starts[0] :]) if starts else list(last[-20:])
         errors = [found["text"] for line in last if (found := ERROR.match(line))]
-        if status == REQUEUE:
+        if status == REQUEUE and any(line.endswith(SAVED) for line in last):
+            why = f"ended by a signal that the launcher did not get; {SAVED}"
+        elif status == REQUEUE:
             why = f"a step hung; where its threads stood is in logs/stacks-{rank:05d}.txt"
         elif status < 0:
             why = f"killed by signal {-status} ({_signal_name(-status)})"

@@ -70,5 +70,5 @@ def failure(outcome: Outcome, log: Path) -> str:
         return f"stopped; the same command resumes; log: {log}"
     if outcome.status > 128:
         number = outcome.status - 128
-        return f"ended by signal {number}, unsaved since the newest checkpoint; log: {log}"
+        return f"ended by signal {number}{rank}, unsaved since the newest checkpoint; log: {log}"
     return f"error: the job ended with status {outcome.status}{rank}; log: {log}"

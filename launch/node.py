@@ -28,6 +28,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import exit_status
 from ovtrain.schema.isolated import die_with
-from ovtrain.schema.status import REQUEUE, UNHEALTHY
+from ovtrain.schema.status import REQUEUE, SAVED, UNHEALTHY
 
 POLITE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 KEPT_LINES = 200
@@ -50,6 +51,8 @@ LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")
 """How the lines of ``observability.logger`` begin."""
 VERDICT_S, CHECK_S = 20.0, 300.0
 """For the other ranks of a node once one has ended a check, and for a whole check."""
+TOGETHER_S = 2.0
+"""For the other ranks of a node once one has ended because a step hung."""
 LOOK_S = 0.5
 """Between two looks for failures of other nodes."""
 
@@ -79,13 +82,13 @@ class Rank:
     def follow(self, node: Node) -> None:
         """Show and keep its lines, then say how it ended. Runs in a thread."""
         assert self.process.stdout is not None
-        with open(self._log, "a") as log, self.process.stdout as lines:
+        with open(self._log, "ab", buffering=0) as log, self.process.stdout as lines:
             waiter = threading.Thread(target=self._wait, args=(node,), daemon=True)
             waiter.start()
             shown = self.number == 0
             for line in lines:
-                log.write(line)
-                log.flush()
+                with suppress(OSError):  # what is shown tells of a full disk, too
+                    log.write(line.encode(errors="replace"))
                 self.last.append(line.rstrip("\n"))
                 if LOG_LINE.match(line):
                     shown = self.number == 0
@@ -188,9 +191,17 @@ class Node:
         """Keep what is known of the first failure on this node."""
         self._quiet = True
         time.sleep(0.2)  # its last lines are on their way
+        late = self._late() if status == REQUEUE else []
         if self._failed_elsewhere():
             return REQUEUE if self._asked else 1
-        failure = Failure.of_rank(rank.number, node_name(os.environ), status, list(rank.last))
+        # That the run has saved is said by one rank for all.
+        last = [*rank.last, *(x for r in self.ranks for x in r.last if x.endswith(SAVED))]
+        failure = Failure.of_rank(rank.number, node_name(os.environ), status, last)
+        if late:
+            more = (
+                f"rank {', '.join(map(str, late))} did not end, and may be what the others wait for"
+            )
+            failure = replace(failure, why=f"{failure.why}; {more}")
         if self._asked and failure.kind != "input_error":
             failure = replace(failure, kind="stopped")
         if self.attempt:
@@ -198,6 +209,14 @@ class Node:
         else:
             print("\n".join(failure.lines()), file=self._shown, flush=True)
         return {"input_error": 2, "stopped": REQUEUE}.get(failure.kind, 1)
+
+    def _late(self) -> list[int]:
+        """A step that hung ends all ranks at about the same time, or all have saved: who stays
+        longer than that is stuck."""
+        ends = time.monotonic() + TOGETHER_S
+        while time.monotonic() < ends and any(r.process.poll() is None for r in self.ranks):
+            time.sleep(0.02)
+        return [r.number for r in self.ranks if r.process.poll() is None]
 
     def _failed_elsewhere(self) -> bool:
         return bool(self.attempt) and bool(failures(self.out, self.attempt))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ class Trainer:
         except (NonFiniteLoss, LossRise):
             raise  # on record as what they are
         except OvtrainError as error:
-            self.journal.fault(STOPPED, state.step + 1, f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a disk that is full does not hide what it led to
+                self.journal.fault(STOPPED, state.step + 1, f"{type(error).__name__}: {error}")
             raise
         finally:
             self._close()

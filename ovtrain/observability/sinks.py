@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, Protocol
@@ -33,7 +34,7 @@ class Sink(Protocol):
 
 class JsonlSink:
     """Append-only JSON lines; each row is on disk (flushed) when ``write`` returns. Threads may
-    write: their lines do not mix."""
+    write: their lines do not mix. ``write`` raises an OSError that names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,8 +46,11 @@ class JsonlSink:
     def write(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(dict(row)) + "\n"
         with self._lock:
-            self._file.write(line)
-            self._file.flush()
+            try:
+                self._file.write(line)
+                self._file.flush()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def truncate_after(self, step: int) -> None:
         """Drop what a run resumed at ``step`` meets, and writes, again: metrics and faults of later
@@ -59,7 +63,7 @@ class JsonlSink:
             self._file = open(self.path, "a")  # noqa: SIM115
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, suppress(OSError):  # of a line that could not be written, and was told of
             self._file.close()
 
     def _end_torn_line(self) -> None:

@@ -12,6 +12,7 @@ from launch.failures import Failure, failures, record_failure
 from launch.node import _parse as parse  # pyright: ignore[reportPrivateUsage]
 from launch.places import Place, interface_towards, place_of, rank_environment, slurm_place
 from ovtrain.schema.errors import ConfigError
+from ovtrain.schema.status import SAVED
 
 SUPERVISOR = """
 import os, sys
@@ -79,6 +80,19 @@ def test_a_killed_rank_ends_the_others_and_is_named(tmp_path):
     assert "killed by signal 9 (SIGKILL)" in told
 
 
+def test_a_disk_that_is_full_does_not_hide_the_cause(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-00003.out").symlink_to("/dev/full")
+    work = """
+time.sleep(0 if rank == 3 else 60)
+print('x' * 99999, 'error: no space', sep='\\n')
+sys.exit(2)
+"""
+    status, told = ended(start(tmp_path, work))
+    assert status == 2
+    assert ": no space" in told.splitlines()[0]
+
+
 def test_only_the_first_traceback_is_shown(tmp_path):
     work = """
 print(f"12:00:00 rank {rank} begins", flush=True)
@@ -124,6 +138,26 @@ def test_a_hung_step_is_a_failure_not_a_save(tmp_path):
     work = "sys.exit(75) if rank == 4 else time.sleep(60)"
     assert ended(start(tmp_path, work, "9.0"))[0] == 1
     assert "a step hung" in failures(tmp_path, "9.0")[0].why
+    assert "rank 2, 3 did not end" in failures(tmp_path, "9.0")[0].why
+
+
+def test_a_step_that_hung_names_the_rank_that_did_not_end(tmp_path):
+    work = "time.sleep(60 if rank == 3 else rank / 10)\nsys.exit(75)"
+    assert ended(start(tmp_path, work, "9.0"))[0] == 1
+    assert failures(tmp_path, "9.0")[0].why.endswith(
+        "rank 3 did not end, and may be what the others wait for"
+    )
+
+
+def test_a_signal_to_a_rank_alone_is_not_taken_for_a_step_that_hung(tmp_path):
+    work = f"""
+time.sleep(0.3 if rank == 2 else 0)
+if rank == 2: print("12:00:00 [2/6] {SAVED}", flush=True)
+sys.exit(75)
+"""
+    assert ended(start(tmp_path, work, "9.0"))[0] == 1
+    why = failures(tmp_path, "9.0")[0].why
+    assert why == f"ended by a signal that the launcher did not get; {SAVED}"
 
 
 @pytest.mark.parametrize("limit", ["VERDICT_S", "CHECK_S"])

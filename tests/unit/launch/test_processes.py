@@ -148,6 +148,15 @@ def test_failure_names_error_rank_and_log(tmp_path):
     )
 
 
+def test_a_rank_that_a_signal_ended_is_named(tmp_path):
+    report = TORCHRUN_REPORT.replace("exitcode  : 2", "exitcode  : -9")
+    assert "exitcode  : -9" in report
+    work = f"print({report!r}); raise SystemExit(1)"
+    outcome = run_process(python(work), os.environ, lambda _: None)
+    told = "ended by signal 9 (first failing rank: 3), unsaved since the newest checkpoint"
+    assert failure(outcome, tmp_path).startswith(told)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a promise of Linux")
 def test_a_killed_launcher_takes_its_child_with_it():
     job = "import os, time; print(os.getpid()); time.sleep(60)"

@@ -1,6 +1,9 @@
 """metrics.jsonl is exact after a resume, and a torn line harms nothing."""
 
+from pathlib import Path
 from threading import Event, Thread
+
+import pytest
 
 from ovtrain.observability import sinks
 from ovtrain.observability.history import Tail, column, read_lines, read_rows
@@ -106,3 +109,10 @@ def test_log_lines_carry_the_rank_and_go_to_the_ranks_file(tmp_path, capsys):
     close_handlers(logger)
     assert "[1/2] ready" in capsys.readouterr().err
     assert "[1/2] ready" in (tmp_path / "rank-00001.log").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_named_and_closing_it_says_no_more():
+    sink = JsonlSink(Path("/dev/full"))
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        sink.write({"step": 1})
+    sink.close()

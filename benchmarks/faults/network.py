@@ -1,0 +1,207 @@
+"""Connections between ranks: closed, delayed, losing packets, silent; and those never made.
+
+From outside, through the ranks' own sockets: pidfd_getfd(2) gives a second handle of one, by which
+it can be shut down, or given a socket filter that drops what arrives (socket(7),
+SO_ATTACH_FILTER): TCP then sends again, as after a loss on a wire.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from tests.helpers.ports import free_port
+
+from .case import Case, Missed
+from .fault import FAILED, FINISHED, REFUSED, Fault
+from .process import HUNG, QUICK, kill_all_after, patient
+
+SYS_PIDFD_GETFD = 438
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+Instruction = tuple[int, int, int, int]
+DROP: tuple[Instruction, ...] = ((0x06, 0, 0, 0),)
+"""ret 0"""
+LOSS = 0.15
+RANDOM = 0xFFFFF000 + 56
+LOSE: tuple[Instruction, ...] = (
+    (0x20, 0, 0, RANDOM),  # ld random
+    (0x35, 1, 0, int(LOSS * 2**32)),  # jge: keep
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+BROKEN = (
+    r"error: rank \d on \S+: .*"
+    r"(Connection (closed by peer|reset)|Broken pipe|closed the connection)"
+)
+BREAKS = (FAILED, FINISHED)
+"""The latter where nothing was to be sent any more, or not on that connection."""
+RENDEZVOUS_S, LONG_STEP_S = 4, 0.4
+
+
+def sockets(pid: int) -> Iterator[socket.socket]:
+    """Second handles of the TCP connections of a process."""
+    process = os.pidfd_open(pid)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                    continue
+                handle = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, process, int(name), 0)
+                if handle >= 0 and _connected(found := socket.socket(fileno=handle)):
+                    yield found
+    finally:
+        os.close(process)
+
+
+def _connected(found: socket.socket) -> bool:
+    if found.family not in (socket.AF_INET, socket.AF_INET6):
+        found.close()
+        return False
+    try:
+        found.getpeername()
+    except OSError:
+        found.close()
+        return False
+    return True
+
+
+def attach(found: socket.socket, program: tuple[Instruction, ...]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    given = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
+    found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, given)
+
+
+def detach(found: socket.socket) -> None:
+    with suppress(OSError):
+        found.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _of_a_rank(case: Case, share: float = 1.0) -> list[socket.socket]:
+    """Handles of a random rank's connections, one at least."""
+    found = list(sockets(case.some_rank()))
+    picked = [one for one in found if case.random.random() < share]
+    if not found:  # it has left the others
+        raise Missed
+    return picked or found[:1]
+
+
+def _closed(case: Case, share: float) -> None:
+    case.moment(early=False)
+    for one in _of_a_rank(case, share):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+def _filtered(case: Case, program: tuple[Instruction, ...], least_s: float, most_s: float) -> None:
+    """What arrives at a rank is dropped, for so long."""
+    case.moment(early=False, least=2)
+    found = _of_a_rank(case)
+    for one in found:
+        attach(one, program)
+    time.sleep(case.random.uniform(least_s, most_s))
+    for one in found:
+        detach(one)
+        one.close()
+
+
+def _silent(case: Case) -> None:
+    case.moment(early=False, least=2)
+    for one in _of_a_rank(case):
+        attach(one, DROP)
+        one.close()
+
+
+def _port_taken(case: Case) -> None:
+    """Somebody else listens where the ranks are to meet. In place of the first start."""
+    taken = socket.create_server(("127.0.0.1", free_port()))
+    case.facts["port"] = taken.getsockname()[1]
+    case.cleanups.append(taken.close)
+    case.job.end()
+    case.jobs[-1] = case.start(hooked=False, port=taken.getsockname()[1])
+    case.note()
+
+
+def _alone(case: Case) -> None:
+    """The other node never comes. In place of the first start."""
+    case.job.end()
+    case.hook = {"name": "short_rendezvous", "rank": -1, "seconds": RENDEZVOUS_S}
+    case.jobs[-1] = case.start(hooked=True, processes=1, nodes=2)
+    case.note()
+
+
+def _long(case: Case) -> None:
+    case.hook = {"name": "slow", "rank": -1, "step": 0, "seconds": LONG_STEP_S}
+
+
+def _second_writer(case: Case) -> None:
+    """The same command, once more, beside a run that takes its time."""
+    case.moment(early=False, most=8)
+    second = case.start(hooked=False)
+    case.others.append(second)
+    case.facts["second"] = second.wait(40)
+
+
+def _kept_out(case: Case) -> list[str]:
+    said = case.others[0].shown()
+    told = "another process works here" in said
+    if case.facts["second"] == REFUSED and told:
+        return []
+    return [f"the second writer ended with {case.facts['second']}: {said[-300:]}"]
+
+
+def _other_world(case: Case) -> None:
+    case.processes = case.random.choice((1, 3))
+
+
+def _changed_config(case: Case) -> None:
+    case.settings["optim"] = {"lr": 2e-3}
+
+
+def _unchanged(case: Case) -> None:
+    del case.settings["optim"]
+
+
+KILLED = (-signal.SIGKILL,)
+FAULTS = (
+    Fault(
+        "all connections of a rank closed", "network", lambda case: _closed(case, 1.0), BREAKS,
+        (BROKEN,),
+    ),
+    Fault(
+        "some connections of a rank closed", "network", lambda case: _closed(case, 0.3),
+        BREAKS, (BROKEN,),
+    ),
+    Fault(
+        "connections delayed", "network",
+        lambda case: _filtered(case, DROP, 0.1, 1.5), (FINISHED,),
+    ),
+    Fault(
+        "packets lost (15 %)", "network",
+        lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,),
+    ),
+    Fault(
+        "connections go silent", "network", _silent, BREAKS, HUNG, settings=QUICK,
+        after=patient,
+    ),
+    Fault(
+        "port in use", "launch", _port_taken, (FAILED,), (r"error: rank 0 .*{port}.*EADDRINUSE",),
+    ),
+    Fault("a node never comes", "launch", _alone, (FAILED,), (r"error: .*1/2 clients joined",)),
+    Fault("second writer", "launch", _second_writer, (FINISHED,), prepare=_long, check=_kept_out),
+    Fault(
+        "other world size", "launch", kill_all_after(1), KILLED, after=_other_world, close=True,
+    ),
+    Fault(
+        "config changed before a resumption", "launch", kill_all_after(1), KILLED,
+        after=_changed_config, mend=_unchanged,
+        refused=(r"error: \S+run: this run directory belongs to another config: "
+                 r"optim\.lr=0\.002 \(was 0\.001\)",),
+    ),
+)  # fmt: skip
