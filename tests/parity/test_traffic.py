@@ -38,8 +38,10 @@ def measured(runs: Runs, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def expected(config: TrainConfig, case: Case, held: list[tuple[int, int]]) -> Collectives:
-    """Of a step of the run whose micro-steps ``held`` these tokens and samples."""
+def expected(
+    config: TrainConfig, case: Case, held: list[tuple[int, int]] | None = None
+) -> Collectives:
+    """Of a step of the run, whose micro-steps ``held`` these tokens and samples."""
     counts = mixture_counts(config.data.sources, config.run.global_batch)
     dealt = deal(tuple(counts), data_ranks(config, case.processes), config.run.micro_batch)
     sources = make_plan(config, case.processes).sources
