@@ -9,6 +9,8 @@ through the encoder arrives at its tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -59,3 +61,26 @@ class TokenGradients:
         wrong = torch.nn.functional.pad((~finite).cumsum(0), (1, 0))
         ends = wrong[cu_seqlens.long()]
         return ends[1:] == ends[:-1]
+
+
+class ReplicatedGradients:
+    """Watches gradients of parameters that each tensor rank holds whole. No sum over tensor ranks
+    would spread what is not finite in one rank's: the others would update and it would not."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._finite: list[Tensor] = []
+        self.watch()
+
+    def watch(self) -> None:
+        """From here on; hooks that were there before come first."""
+        for parameter in self._parameters:
+            parameter.register_hook(self._note)
+
+    def _note(self, gradient: Tensor) -> None:
+        self._finite.append(gradient.isfinite().all())
+
+    def defect(self) -> Tensor:
+        """() 0, or NaN where one of the step's gradients was not finite on this rank."""
+        finite, self._finite = torch.stack(self._finite).all(), []
+        return torch.where(finite, 0.0, torch.nan)

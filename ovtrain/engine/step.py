@@ -29,7 +29,7 @@ from ovtrain.distributed.collectives import all_gather_padded, all_reduce
 from ovtrain.distributed.grad_norm import clip_factor
 from ovtrain.distributed.mesh import Mesh
 from ovtrain.engine.backend import Backend
-from ovtrain.engine.gate import TokenGradients, UpdateGate
+from ovtrain.engine.gate import ReplicatedGradients, TokenGradients, UpdateGate
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from ovtrain.heads.multi_source import HeadStep, MultiSource
 from ovtrain.models.encoder import Encoder
@@ -94,6 +94,9 @@ class TrainStep:
         self.sources = MultiSource(mesh)
         self.gate = UpdateGate(mesh.world.device, stay_shut=config.guards.on_nonfinite == "stop")
         self.token_gradients = TokenGradients(encoder.embeddings)
+        plan = encoder.tensor_plan()
+        whole = [p for name, p in encoder.named_parameters() if name not in plan]
+        self.replicated = ReplicatedGradients(whole) if mesh.tensor.size > 1 else None
 
     def run(self, batch: StepBatch, step: int) -> StepResult:
         """Do update ``step`` (0-based), unless the gate refuses it. Metrics: loss, loss/<source>,
@@ -123,10 +126,14 @@ class TrainStep:
             if more:
                 now = later or self._forward(batch.micro[k + 1])
         squares = self._squares(steps)
-        # Tensor ranks know the same of their samples.
-        unsound = torch.stack([(~part).sum() for part in sound]).sum() * self.mesh.speaks
-        sums = torch.cat([losses, unsound.float()[None], squares.sum()[None]])
+        unsound = torch.stack([(~part).sum() for part in sound]).sum()
+        squared = squares.sum()
+        if self.replicated is not None:
+            squared = squared + self.replicated.defect()
+        sums = torch.cat([losses, unsound.float()[None], squared[None]])
         *losses, unsound, total = all_reduce(sums, self.world.group)
+        # Each tensor rank counts its group's samples; one that fails may see what others do not.
+        unsound = (unsound / self.mesh.tensor.size).ceil()
         self.gate.unsound = unsound + sum((~loss.isfinite()).float() for loss in losses)
         norm = self._update(steps, step, total)
         metrics = self._metrics(losses, norm) | {"unsound": unsound, "refused": self.gate.refused}

@@ -68,10 +68,12 @@ class Verdict:
 
     def _culprits(self, values: Mapping[str, float], result: StepResult, batch: StepBatch) -> str:
         """Collective: the samples of all ranks, or else the heads, that were not finite."""
-        samples = self._samples(result, batch) if self.parts.mesh.speaks else []
-        own = (samples, self._heads(result))
+        own = (self._samples(result, batch), self._heads(result))
         told = gather_objects(own, self.world.group)
-        samples = [name for part, _ in told for name in part]
+        found = [(rank, name) for rank, (part, _) in enumerate(told) for name in part]
+        # Tensor ranks meet the same samples: the first that tells of one is named.
+        first = {name: rank for rank, name in reversed(found)}
+        samples = [f"rank {rank}, {name}" for rank, name in found if first[name] == rank]
         heads = [name for _, part in told for name in part]
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         if not samples:
@@ -86,7 +88,7 @@ class Verdict:
     def _samples(self, result: StepResult, batch: StepBatch) -> list[str]:
         loader = self.parts.loader
         return [
-            f"rank {self.world.rank}, source {loader.sources[int(micro.source[i])].config.name}, "
+            f"source {loader.sources[int(micro.source[i])].config.name}, "
             f"sample {loader.name_of(int(micro.source[i]), int(micro.key[i]))}"
             for micro, sound in zip(batch.micro, result.sound, strict=True)
             for i in (~sound.cpu()).nonzero().flatten().tolist()

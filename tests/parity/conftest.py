@@ -84,6 +84,7 @@ CONTINUED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "zero2-on-4-after-zero3-on-2": ("zero3-2", {"zero_stage": 2}),
         "zero3-on-4-after-zero1-on-2": ("deepspeed-2", {"zero_stage": 3, "micro_batch": 2}),
         "zero1-on-4-after-tp2-zero2": ("tp2-zero2-4-sequence", {}),
+        "tp4-zero1-after-tp2-zero2": ("tp2-zero2-4-sequence", {"tensor_parallel": 4}),
     },
 }
 """By number of processes: runs that go on from the step-18 checkpoint of another run."""
@@ -102,15 +103,16 @@ class Runs:
         return self.folder / name
 
 
-def _run(folder: Path, name: str, run: dict[str, Any], begin: str = "") -> str:
+def run_of(folder: Path, name: str, run: dict[str, Any], begin: str = "") -> str:
     """A run as the job takes it; ``begin``: the run whose step-18 checkpoint it goes on from."""
     config = write_config(folder, name, **(UNEVEN | run))
     return f"{config}={folder / begin / 'checkpoints' / storage.step_name(18)}" if begin else config
 
 
-def _launch(folder: Path, processes: int, runs: list[str]) -> dict[str, Any]:
+def launch(folder: Path, processes: int, runs: list[str]) -> dict[str, Any]:
+    """Do ``runs``, as ``run_of`` gives them, on so many processes; what the job measured."""
     found = folder / f"collectives-{processes}.json"
-    succeed(torchrun(processes, "-m", "tests.parity.job", str(found), *runs))
+    succeed(torchrun(processes, "-m", "tests.parity.job", str(found), *runs, timeout=600))
     return json.loads(found.read_text())
 
 
@@ -133,11 +135,11 @@ def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         4: FOUR_PROCESSES | TENSOR_4,
     }
     for processes, named in straight.items():
-        told = [_run(folder, name, run) for name, run in named.items()]
+        told = [run_of(folder, name, run) for name, run in named.items()]
         later = CONTINUED.get(processes, {}).items()
-        told += [_run(folder, name, run, begin) for name, (begin, run) in later]
+        told += [run_of(folder, name, run, begin) for name, (begin, run) in later]
         counted = {n: case for n, case in CASES.items() if case.processes == processes}
         told += [write_case(folder, name, case) for name, case in counted.items()]
-        found[str(processes)] = _launch(folder, processes, told)
+        found[str(processes)] = launch(folder, processes, told)
     traffic = {name: of for part in found.values() for name, of in part["traffic"].items()}
     return Runs(folder, found["2"], traffic)

@@ -34,6 +34,8 @@ def watched(config: TrainConfig, place: str, world: World) -> dict[str, Any]:
     trainer = Trainer(config, parts, world)
     step = STEP if world.rank == RANK else -1
     _, name = poison(parts, place, float("nan"), step=step, sample=SAMPLE)
+    if (watch := parts.step.replicated) is not None:
+        watch.watch()  # behind the poison: hooks see what earlier ones made of a gradient
     dispatched = outside_the_encoder(parts)
     run, states = parts.step.run, list[dict[str, torch.Tensor]]()
 

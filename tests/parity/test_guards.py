@@ -17,6 +17,11 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "zero2": {"zero_stage": 2, "micro_batch": 2},
     "zero3": {"zero_stage": 3},
 }
+TENSOR: dict[str, dict[str, Any]] = {
+    "tensor": {"zero_stage": 1, "tensor_parallel": 2, "sequence_parallel": False},
+    "sequence": {"backend": "ddp", "tensor_parallel": 2},
+}
+"""Two tensor ranks of one data rank: they read the same samples."""
 PLACES = ("embedding", "layer_gradient")
 NO_SAMPLE = "parameter_gradient"
 SKIPPING = "embedding-zero2-skip"
@@ -32,8 +37,13 @@ def found(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         for name, run in BACKENDS.items()
         for place in (*PLACES, NO_SAMPLE)
     ]
+    paths += [
+        write_config(folder, f"{place}-{name}", **settings, **run)
+        for name, run in TENSOR.items()
+        for place in (PLACES[0], NO_SAMPLE)
+    ]
     skip = {"guards": {"on_nonfinite": "skip"}}
-    paths.insert(-3, write_config(folder, SKIPPING, zero_stage=2, **settings, **skip))
+    paths.insert(-7, write_config(folder, SKIPPING, zero_stage=2, **settings, **skip))
     out = folder / "found.json"
     succeed(torchrun(2, "-m", "tests.parity.guard_job", str(out), *paths))
     return json.loads(out.read_text())
@@ -78,3 +88,26 @@ def test_the_step_is_left_out_on_all_ranks_and_training_goes_on(found: dict[str,
         assert rank["changed"] == []
         assert rank["changed_at_the_end"] > 0
         assert rank["finite"]
+
+
+@pytest.mark.parametrize("layout", TENSOR)
+def test_what_one_tensor_rank_alone_meets_stops_both(found: dict[str, Any], layout: str):
+    ranks = found[f"embedding-{layout}"]
+    for rank in ranks:
+        assert "step 3: 1 samples" in rank["error"]  # named once
+        assert ranks[1]["name"] in rank["error"]
+    for rank in [*ranks, *found[f"{NO_SAMPLE}-{layout}"]]:
+        assert "stopped before the update" in rank["error"]
+        assert rank["changed"] == []
+        assert rank["changed_at_the_end"] == 0
+        assert rank["moved_before"] > 0
+        assert rank["finite"]
+
+
+@pytest.mark.parametrize("layout", TENSOR)
+def test_a_gradient_that_one_tensor_rank_alone_got_wrong_stops_both(
+    found: dict[str, Any], layout: str
+):
+    """Of a parameter that both hold whole: no sum over tensor ranks spreads it."""
+    for rank in found[f"{NO_SAMPLE}-{layout}"]:
+        assert "step 3: not finite: the encoder" in rank["error"]

@@ -85,6 +85,14 @@ def test_bytes_of_heads_are_those_that_the_fullest_rank_holds(runs: Runs, name: 
         )
 
 
+def test_tokens_and_samples_do_not_always_divide(runs: Runs):
+    """Guards the cases of tensor ranks: padding travels, too."""
+    steps = [s for n in ("tp2-zero2-4", "tp4-zero1-4") for s in measured(runs, n)[0]["steps"]]
+    held = [micro for step in steps for micro in step["held"]]
+    assert any(tokens % 2 for tokens, _ in held)
+    assert any(samples % 2 for _, samples in held)
+
+
 def test_a_look_ahead_that_holds_less_gathers_more(runs: Runs):
     """Guards the case above: its limits do change what is gathered."""
     config, case = config_of(runs, "zero3-2-once"), CASES["zero3-2-once"]
