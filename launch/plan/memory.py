@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from launch.plan.deal import Deal, deal
 from launch.plan.step import Plan, SourcePlan, drawn_rows, table_of
-from launch.plan.traffic import stage_of
+from launch.plan.traffic import limits_of, stage_of
 from ovtrain.config.layout import data_ranks
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, head, zero
@@ -45,7 +45,9 @@ def memory_of(
         ),
         "batch": tokens * (3 * model.patch**2 + 24),  # uint8 patches, int64 positions
         "copies of weights": zero.cast_bytes(table, stage, run.precision),
-        "reduction buffers": zero.buffer_bytes(table, stage, run.precision),
+        "reduction buffers": zero.buffer_bytes(
+            table, stage, run.precision, limits_of(config), overlap=run.overlap_comm
+        ),
     }
     return held | {"context and allocator": CONTEXT + int(FRAGMENTS * sum(held.values()))}
 

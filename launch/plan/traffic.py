@@ -17,7 +17,7 @@ from launch.plan.step import SourcePlan, table_of
 from ovtrain.config.layout import data_ranks
 from ovtrain.config.train import TrainConfig
 from ovtrain.costs import encoder, exchange, tensor_parallel, zero
-from ovtrain.costs.buckets import DEFAULT, Limits
+from ovtrain.costs.buckets import DEFAULT, PLAIN_BUCKET, Limits
 from ovtrain.costs.collectives import Collectives, added
 
 GROUPS = ("data", "tensor", "world")
@@ -45,18 +45,23 @@ def stage_of(config: TrainConfig) -> int:
     return config.run.zero_stage if config.run.backend == "deepspeed" else 0
 
 
+def limits_of(config: TrainConfig) -> Limits:
+    """As ``engine/deepspeed_backend.py`` sets them."""
+    return Limits(bucket=PLAIN_BUCKET) if config.run.overlap_comm else DEFAULT
+
+
 def step_traffic(
     config: TrainConfig,
     sources: Sequence[SourcePlan],
     dealt: Deal,
     world: int,
-    limits: Limits = DEFAULT,
+    limits: Limits | None = None,
     held: Sequence[tuple[int, int]] | None = None,
 ) -> Traffic:
     """On ``world`` ranks, to whose data ranks the samples were dealt. ``held``: tokens and samples
     (placeholders among them) of each micro-step of one data rank, where they are known. The plain
     backend on one rank has no process group at all."""
-    run = config.run
+    run, limits = config.run, limits or limits_of(config)
     if world == 1 and not stage_of(config):
         return Traffic({}, {})
     heads = exchange.exchanged(
@@ -94,6 +99,7 @@ def _of_encoder(
             dealt.micro_steps,
             config.model.recompute,
             limits,
+            overlap=run.overlap_comm,
         )
     if run.tensor_parallel > 1:
         # The plain backend adds the squares of the cut parameters up.

@@ -37,6 +37,7 @@ FREE_KEYS = frozenset(
         "run.tensor_parallel",
         "run.sequence_parallel",
         "run.forward_ahead",
+        "run.overlap_comm",
         "run.peak_tflops",
         "model.attention",
         "model.recompute",

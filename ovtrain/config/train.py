@@ -45,6 +45,9 @@ class RunConfig:
     forward_ahead: bool = False
     """With several micro-steps, the forward pass of one runs while the embeddings of the one before
     are gathered from all ranks. Keeps the activations of two; not under zero_stage=3."""
+    overlap_comm: bool = False
+    """deepspeed: sum gradients bucket by bucket beside the backward pass, as ddp always does. Its
+    host then waits for the device at the end of each pass."""
     precision: str = "bf16"
     seed: int = 0
     init_from: str = ""
@@ -90,6 +93,8 @@ class RunConfig:
         }
         if self.forward_ahead and self.backend == "deepspeed" and self.zero_stage == 3:
             found.append("run.forward_ahead=true; allowed with run.zero_stage 1 and 2, or with ddp")
+        if self.overlap_comm and self.backend == "ddp":
+            found.append("run.overlap_comm has no effect with run.backend=ddp; leave it out")
         return found + broken(self, "run.", rules) + not_among(self, "run.", choices)
 
 

@@ -50,10 +50,13 @@ def cut_into_buckets(sizes: Sequence[int], numel: int = PLAIN_BUCKET) -> list[li
     return [bucket for bucket in found if bucket]
 
 
-def reductions(parameters: Sequence[Parameter], stage: int, bucket: int) -> int:
+def reductions(
+    parameters: Sequence[Parameter], stage: int, bucket: int, *, overlap: bool = False
+) -> int:
     """Calls that reduce all gradients once. Stage 1 takes them by the optimizer's groups when the
-    backward pass is through, stages 2 and 3 as it makes them, last parameters first."""
-    if stage == 1:
+    backward pass is through, stages 2 and 3, and 1 with ``overlap``, as it makes them, last
+    parameters first."""
+    if stage == 1 and not overlap:
         decayed, others = groups(parameters)
         order: Iterable[Parameter] = [*decayed, *others]
     else:

@@ -24,7 +24,7 @@ Payload of a step (an all-reduce: the tensor; all-gather and reduce-scatter: all
 
 Calls of a step
     stage 0       1
-    stages 1, 2   a reduction per ``BUCKET`` numbers (``costs.buckets``), in stage 2 in every
+    stages 1, 2   a reduction per bucket of numbers (``costs.buckets``), in stage 2 in every
                   micro-step; an all-gather and a norm per group
     stage 3       a reduction per bucket in every micro-step; a gather per fetch, one for each
                   persistent parameter; a norm per piece of ``SUB_GROUP`` numbers
@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ovtrain.costs.buckets import BUCKET, DEFAULT, Limits, cut_into_buckets, reductions, sub_groups
+from ovtrain.costs.buckets import DEFAULT, Limits, cut_into_buckets, reductions, sub_groups
 from ovtrain.costs.collectives import Collectives
 from ovtrain.costs.gathering import LIVE, PERSISTENT, Recompute, gathers
 from ovtrain.costs.parameters import Parameter, count, groups
@@ -123,6 +123,8 @@ def traffic(
     micro_steps: int,
     recompute: Recompute = 0,
     limits: Limits = DEFAULT,
+    *,
+    overlap: bool = False,
 ) -> Collectives:
     """A step's collectives for the encoder's gradients and weights, and their norm's over ``world``
     ranks."""
@@ -138,7 +140,7 @@ def traffic(
         return found
     reduced = Collectives(
         {"all_reduce": own * count(parameters)},
-        {"all_reduce": reductions(parameters, stage, limits.bucket)},
+        {"all_reduce": reductions(parameters, stage, limits.bucket, overlap=overlap)},
     )
     found += reduced.times(micro_steps if stage == 2 else 1)
     if world > 1:
@@ -190,15 +192,23 @@ def _gathered(
     )
 
 
-def buffer_bytes(parameters: Sequence[Parameter], stage: int, precision: str) -> int:
-    """What reducing gradients takes beside them: DeepSpeed's bucket of ``BUCKET`` numbers and a
-    flat copy of what is in it, under stage 3 gathered weights (at most ``LIVE``), too; the plain
-    backend's flat gradients."""
+def buffer_bytes(
+    parameters: Sequence[Parameter],
+    stage: int,
+    precision: str,
+    limits: Limits = DEFAULT,
+    *,
+    overlap: bool = False,
+) -> int:
+    """What reducing gradients takes beside them: DeepSpeed's bucket (two with ``overlap`` under
+    stages 1 and 2) and a flat copy of what is in one, under stage 3 gathered weights (at most
+    ``LIVE``), too; the plain backend's flat gradients."""
     own, numel = weight_bytes(stage, precision), count(parameters)
     if stage == 0:
         return own * numel
     gathered = min(numel, LIVE) if stage == 3 else 0
-    return own * (BUCKET + min(numel, BUCKET) + gathered)
+    buckets = limits.bucket * (2 if overlap and stage < 3 else 1)
+    return own * (buckets + min(numel, limits.bucket) + gathered)
 
 
 def cast_bytes(parameters: Sequence[Parameter], stage: int, precision: str) -> int:

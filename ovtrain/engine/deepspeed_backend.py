@@ -21,6 +21,7 @@ from torch import Tensor
 from ovtrain.checkpoint.encoder_shards import Shard
 from ovtrain.config.optim import OptimConfig
 from ovtrain.config.train import RunConfig
+from ovtrain.costs.buckets import PLAIN_BUCKET
 from ovtrain.data.batch import PackedBatch
 from ovtrain.distributed.comm_time import DEEPSPEED, measure_methods
 from ovtrain.distributed.context import World
@@ -59,7 +60,10 @@ def _never_invalid(norm: Tensor) -> bool:
 
 def deepspeed_json(run: RunConfig, optim: OptimConfig, micro_steps: int) -> dict[str, Any]:
     """DeepSpeed's own configuration. Batch sizes are ovtrain's affair: samples are packed."""
-    zero: dict[str, Any] = {"stage": run.zero_stage, "overlap_comm": False}
+    zero: dict[str, Any] = {"stage": run.zero_stage, "overlap_comm": run.overlap_comm}
+    if run.overlap_comm:
+        # Its default of 5e8 numbers is never full before the pass is over.
+        zero["reduce_bucket_size"] = PLAIN_BUCKET
     if run.zero_stage == 3:
         # DeepSpeed's defaults, 1e9 parameters, hold all weights of our encoders whole on each rank
         # from their forward to their backward pass. Here they go after use, and are fetched ahead

@@ -41,7 +41,7 @@ TWO_PROCESSES = {
     "ddp-2-accumulated": {"backend": "ddp", "micro_batch": 2},
     "deepspeed-2": {"checkpoint_every": 3},
     "deepspeed-2-accumulated": {"micro_batch": 2},
-    "zero2-2-accumulated": {"zero_stage": 2, "micro_batch": 2},
+    "zero2-2-accumulated": {"zero_stage": 2, "micro_batch": 2, "overlap_comm": True},
     "losses-zero1-2-accumulated": {**OTHER_LOSSES, "micro_batch": 2},
     "losses-zero2-2": {**OTHER_LOSSES, "zero_stage": 2},
     "zero3-2": {"zero_stage": 3, "checkpoint_every": 9},

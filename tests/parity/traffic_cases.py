@@ -38,6 +38,7 @@ CASES = {
     "zero3-1": Case(1, {"zero_stage": 3}),
     "ddp-2": Case(2, {"backend": "ddp", "micro_batch": 2, **TWO_LOSSES}),
     "zero1-2": Case(2, {**BF16, "micro_batch": 2, **TWO_LOSSES}, Limits(bucket=3 * 10**5)),
+    "zero1-2-overlap": Case(2, {"overlap_comm": True, "micro_batch": 2}, Limits(bucket=2 * 10**5)),
     "zero2-2": Case(2, {"zero_stage": 2, "micro_batch": 2}),
     "zero3-2": Case(
         2,
