@@ -23,7 +23,7 @@ Payload of a step (an all-reduce: the tensor; all-gather and reduce-scatter: all
                   Under tensor parallelism the tensor ranks reduce it as well
 
 Calls of a step
-    stage 0       1
+    stage 0       an all-reduce per bucket of the plain backend
     stages 1, 2   a reduction per bucket of numbers (``costs.buckets``), in stage 2 in every
                   micro-step; an all-gather and a norm per group
     stage 3       a reduction per bucket in every micro-step; a gather per fetch, one for each
