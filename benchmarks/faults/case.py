@@ -91,14 +91,13 @@ class Case:
 
     def begin(self, *, hooked: bool, **options: Any) -> None:
         """The run's next start: where it has to go on is noted before."""
-        if self.jobs:
-            self.look()
         must = due(self.out)
         self.jobs.append(self.start(hooked=hooked, **options))
         self.job.due = must
 
     def look(self) -> None:
-        """Note how far the newest start came: a later one cuts off what it wrote."""
+        """Note how far the newest start came, which has ended: a later one cuts off what it wrote,
+        and what is done in between may remove it."""
         job = self.job
         job.firsts, job.last = firsts(self.out, job.began), reached(self.out, job.began)
 
@@ -252,6 +251,7 @@ class Case:
     def kill(self) -> None:
         """Everything of the run at once, as a lost node is. Raises Missed where it had ended."""
         self.job.end()
+        self.look()
         if (status := self.job.poll()) != -signal.SIGKILL:
             raise Missed(status)
 
