@@ -10,8 +10,10 @@ from ovtrain.observability.history import METRICS, Row, read_events
 from .case import Case
 from .fault import REFUSED, Fault, Work
 from .process import kill_all
+from .site import TENSOR
 from .within import POISONED
 
+PARAMETER = "parameter gradient"
 STEPS_OF_SPIKE = 44
 """Beyond the losses that the detector wants to have seen."""
 SAMPLE = (
@@ -21,8 +23,14 @@ SAMPLE = (
 
 
 def _poison(place: str, value: str) -> Work:
+    """In a random rank. Of tensor ranks, which meet the same samples, in the first, which tells of
+    them, and holds the first one's tokens; but in a parameter's gradient, which is no sample's."""
+
     def prepare(case: Case) -> None:
         case.hook_at_step("poison", least=1, place=place, value=value)
+        if case.layout == TENSOR and place != PARAMETER:
+            assert case.hook is not None
+            case.hook["rank"] = case.facts["rank"] = 0
 
     return prepare
 
@@ -70,7 +78,7 @@ FAULTS = (
     _stops("Inf gradient", "layer gradient", "inf"),
     _stops("Inf in a loss's gradient", "loss gradient", "inf"),
     _stops(
-        "NaN gradient of a parameter", "parameter gradient", "nan",
+        "NaN gradient of a parameter", PARAMETER, "nan",
         r"step {update}: not finite: the encoder .*stopped before the update",
     ),
     Fault(
