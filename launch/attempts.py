@@ -47,25 +47,31 @@ FAULTS_OF_A_NODE = 2
 @dataclass(frozen=True)
 class JobNow:
     """A job as ``scontrol show job`` tells of it: state ("" where SLURM did not answer), seconds
-    that it ran, and may run (None without a limit)."""
+    that it ran, and may run (None without a limit), whether this start was preempted."""
 
     state: str
     ran_s: int
     limit_s: int | None
+    preempted: bool = False
 
     @classmethod
     def of(cls, shown: str) -> JobNow:
         found = dict(re.findall(r"(\w+)=(\S*)", shown))
         limit = _seconds(found.get("TimeLimit", ""))
-        return cls(found.get("JobState", ""), _seconds(found.get("RunTime", "")) or 0, limit)
+        ran = _seconds(found.get("RunTime", "")) or 0
+        times = [found.get(name, "") for name in ("StartTime", "PreemptTime")]
+        preempted = all(text[:1].isdigit() for text in times) and times[0] <= times[1]
+        return cls(found.get("JobState", ""), ran, limit, preempted)
 
     @property
     def decided(self) -> bool:
         """SLURM is ending this start, and knows whether there will be another: the job was
-        cancelled, or is requeued. COMPLETING is all that it says of both, and of a job that is out
-        of time, which would not come back by itself."""
+        cancelled, or is requeued. COMPLETING is all that it says of both; of a job that is out of
+        time, which would not come back by itself; and of a preempted one, which may not."""
         if self.state != "COMPLETING":
             return self.state in ("CANCELLED", "DEADLINE")
+        if self.preempted:
+            return False
         return self.limit_s is None or self.ran_s < self.limit_s
 
 

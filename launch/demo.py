@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.commands.options import write_resolved
-from launch.demo_fit import fit_clusters, fit_training, own_sources
+from launch.demo_fit import fit_clusters, fit_ranks, fit_training, own_sources
 from launch.demo_summary import merge_skipped, print_summary
 from launch.display import choose_display
 from launch.local import train_command
@@ -235,9 +235,10 @@ class Demo:
             config,
             run=replace(config.run, out=str(out), seed=seed, init_from=str(start or "")),
         )
-        config, note = fit_training(config, self.config.nproc)
-        self.notes += [note] if note and note not in self.notes else []
-        preflight(config, self.config.nproc).check(recipe)
+        nproc, few = fit_ranks(config, self.config.nproc)
+        config, note = fit_training(config, nproc)
+        self.notes += [n for n in (few, note) if n and n not in self.notes]
+        preflight(config, nproc).check(recipe)
         name = f"train-{out.parent.name}-{out.name}"
         path = write_resolved(config, self.out / "configs" / f"{name}.yaml")
         inputs = [path]
@@ -249,11 +250,11 @@ class Demo:
         self.stages.run(
             Stage(
                 name,
-                train_command(path, self.config.nproc),
+                train_command(path, nproc),
                 inputs,
                 outputs=[out / "checkpoints" / "latest", out / "metrics.jsonl"],
                 resumes=out,
-                nproc=self.config.nproc,
+                nproc=nproc,
             )
         )
 

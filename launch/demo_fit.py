@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from launch.plan.step import classes_of
 from ovtrain.config.cluster import ClusterConfig
 from ovtrain.config.data import mixture_counts
 from ovtrain.config.train import TrainConfig
@@ -52,6 +53,17 @@ def own_sources(config: TrainConfig, out: Path, labels: str) -> TrainConfig:
         )
     data = replace(config.data, sources=sources, cache_dir=str(out / "cache"))
     return replace(config, data=data)
+
+
+def fit_ranks(config: TrainConfig, nproc: int) -> tuple[int, str]:
+    """Processes that the classes of every source suffice for: each holds some."""
+    found = {s.name: classes_of(s) for s in config.data.sources if s.labels}
+    classes = {name: count for name, count in found.items() if count is not None}
+    fewest = min(classes, key=lambda name: classes[name], default="")
+    ranks = min(nproc, classes.get(fewest, nproc))
+    if ranks == nproc:
+        return nproc, ""
+    return ranks, f"{ranks} processes instead of {nproc}: source {fewest} has {ranks} classes."
 
 
 def fit_training(config: TrainConfig, nproc: int) -> tuple[TrainConfig, str]:

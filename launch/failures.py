@@ -49,7 +49,7 @@ class Failure:
         text = list(last[starts[0] :]) if starts else list(last[-20:])
         errors = [found["text"] for line in last if (found := ERROR.match(line))]
         if status == REQUEUE and any(line.endswith(SAVED) for line in last):
-            why = f"ended by a signal that the launcher did not get; {SAVED}"
+            why = f"a rank, not the launcher, was sent a signal; all {SAVED}"
         elif status == REQUEUE:
             why = f"a step hung; where its threads stood is in logs/stacks-{rank:05d}.txt"
         elif status < 0:

@@ -43,7 +43,7 @@ from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.schema.errors import exit_status
 from ovtrain.schema.isolated import die_with
-from ovtrain.schema.status import REQUEUE, SAVED, UNHEALTHY
+from ovtrain.schema.status import REQUEUE, UNHEALTHY
 
 POLITE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 KEPT_LINES = 200
@@ -194,9 +194,7 @@ class Node:
         late = self._late() if status == REQUEUE else []
         if self._failed_elsewhere():
             return REQUEUE if self._asked else 1
-        # That the run has saved is said by one rank for all.
-        last = [*rank.last, *(x for r in self.ranks for x in r.last if x.endswith(SAVED))]
-        failure = Failure.of_rank(rank.number, node_name(os.environ), status, last)
+        failure = Failure.of_rank(rank.number, node_name(os.environ), status, list(rank.last))
         if late:
             more = (
                 f"rank {', '.join(map(str, late))} did not end, and may be what the others wait for"

@@ -52,6 +52,7 @@ def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8)
             _check_source(config, source, found)
         found.notes += _idle_micro_batch(config, world)
         _check_start(config.run.init_from, found)
+        found.notes += _across_nodes(config, per_node)
         found.notes += _thin_heads(config, classes, world)
         found.config += other_run(config)
         _check_places(config, classes, found)
@@ -72,6 +73,16 @@ def _known(config: TrainConfig, classes: Sequence[int | None]) -> dict[str, int]
     """Classes of each source with labels that could be read."""
     found = zip(config.data.sources, classes, strict=True)
     return {source.name: count for source, count in found if count is not None}
+
+
+def _across_nodes(config: TrainConfig, per_node: int) -> list[str]:
+    tensor = config.run.tensor_parallel
+    if per_node % tensor == 0:
+        return []
+    return [
+        f"run.tensor_parallel={tensor} does not divide a node's {per_node} ranks: tensor groups "
+        "lie across nodes and send all tokens over the network, several times per block"
+    ]
 
 
 def _thin_heads(config: TrainConfig, classes: Sequence[int | None], world: int) -> list[str]:

@@ -67,6 +67,8 @@ def run(config: TrainConfig, steps: int, warmup: int) -> None:
 def _about(config: TrainConfig, device: str, ranks: int, steps: int) -> str:
     run, model = config.run, config.model
     backend = f"ZeRO-{run.zero_stage}" if run.backend == "deepspeed" else run.backend
+    if run.tensor_parallel > 1:
+        backend += f", {run.tensor_parallel} tensor ranks" + ", sequence" * run.sequence_parallel
     batch = f"{run.global_batch} samples in a step, micro-batch {run.micro_batch or 'whole'}"
     return (
         f"{steps} steps of rank 0 of {ranks}, {device}; {run.precision}, {backend}; {batch}; "

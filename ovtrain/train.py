@@ -50,6 +50,8 @@ def run(config: TrainConfig) -> int:
     log.info("training %s on %d processes", config.run.out, world.size)
     finished = Trainer(config, parts, world).fit()
     log.info("finished" if finished else SAVED)
+    if not finished and not world.is_main:
+        print(SAVED, flush=True)  # of this rank; the log is rank 0's
     stop_world()
     return 0 if finished else REQUEUE
 

@@ -1,8 +1,9 @@
 """One layout of a run on a cluster: memory, and the time of a step by what it is spent on.
 
-Nothing is taken to overlap: gradients are reduced when the backward pass is through (overlap_comm
-is off), and a step does not begin before the weights are gathered. ZeRO-3's gathers run ahead of
-their use; that their time is counted whole makes it an upper bound.
+Nothing is taken to overlap: as if gradients were reduced when the backward pass is through, which
+is so under ZeRO without run.overlap_comm; and a step does not begin before the weights are
+gathered. ZeRO-3's gathers run ahead of their use; that their time is counted whole makes it an
+upper bound.
 """
 
 from __future__ import annotations

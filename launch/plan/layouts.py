@@ -34,10 +34,13 @@ class Layout:
 
     def keys(self) -> list[str]:
         """As a user writes it, whatever the config says."""
-        backend = f"run.zero_stage={self.stage}" if self.stage else "run.backend=ddp"
+        zero = ["run.backend=deepspeed", f"run.zero_stage={self.stage}"]
+        backend = zero if self.stage else ["run.backend=ddp", "run.overlap_comm=false"]
+        ahead = ["run.forward_ahead=false"] if self.stage == 3 else []
         divided = [f"run.sequence_parallel={str(self.sequence).lower()}"]
         return [
-            backend,
+            *backend,
+            *ahead,
             f"run.tensor_parallel={self.tensor_ranks}",
             *(divided if self.tensor_ranks > 1 else []),
             f"run.micro_batch={self.micro_batch}",
@@ -51,7 +54,9 @@ class Layout:
         if self.stage:
             run = replace(run, backend="deepspeed", zero_stage=self.stage)
         else:
-            run = replace(run, backend="ddp")
+            run = replace(run, backend="ddp", overlap_comm=False)
+        if self.stage == 3:
+            run = replace(run, forward_ahead=False)
         return replace(config, run=run, model=replace(config.model, recompute=self.recompute))
 
 

@@ -34,7 +34,8 @@ def memory_of(
         "gradients": state.gradients,
         "master weights and moments": state.optimizer,
         **_of_heads(config, sources, dealt, world),
-        "activations": encoder.activation_bytes(
+        "activations": _passes(config, dealt)
+        * encoder.activation_bytes(
             model.size,
             tokens,
             model.patch,
@@ -50,6 +51,11 @@ def memory_of(
         ),
     }
     return held | {"context and allocator": CONTEXT + int(FRAGMENTS * sum(held.values()))}
+
+
+def _passes(config: TrainConfig, dealt: Deal) -> int:
+    """Micro-steps whose activations are kept at once."""
+    return 2 if config.run.forward_ahead and dealt.micro_steps > 1 else 1
 
 
 def _of_heads(

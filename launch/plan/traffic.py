@@ -102,9 +102,11 @@ def _of_encoder(
             overlap=run.overlap_comm,
         )
     if run.tensor_parallel > 1:
-        # The plain backend adds the squares of the cut parameters up.
+        # The plain backend adds the squares of the cut parameters up. A flag per sample says which
+        # are unsound.
         squares = zero.norm(table, ranks, stage, limits) if stage else _SQUARES
-        found["tensor"] = squares + _activations(config, held)
+        flags = Collectives.of("all_reduce", 4 * sum(samples for _, samples in held))
+        found["tensor"] = squares + flags + _activations(config, held)
     return found
 
 

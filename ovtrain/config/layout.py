@@ -56,13 +56,20 @@ def layout_problems(config: TrainConfig, world: int, classes: Mapping[str, int])
         )
     for source, count in classes.items():
         if count < world:
-            most = count // tensor * tensor
-            ranks = f"{most} ranks at most" + f", a multiple of {tensor}" * (tensor > 1)
             found.append(
                 f"source {source} has {count} classes for {world} ranks, each of which holds some; "
-                + (f"allowed: {ranks}" if most else f"allowed: {KEY} up to {count}")
+                f"allowed: {_most_ranks(config.model.size, tensor, count)}"
             )
     return found
+
+
+def _most_ranks(size: ModelSize, tensor: int, count: int) -> str:
+    """Up to ``count`` ranks that can be laid out, with fewer tensor ranks where they are more."""
+    own = max(n for n in tensor_sizes(size) if n <= min(tensor, count))
+    text = f"{count // own * own} ranks at most"
+    if own > 1:
+        text += f", a multiple of {own}"
+    return text if own == tensor else f"{text}, with {KEY}={own}"
 
 
 def check_layout(config: TrainConfig, world: int, classes: Mapping[str, int]) -> None:

@@ -48,6 +48,10 @@ def of_group(links: Links, group: str, tensor_ranks: int) -> Links:
         shared = links.network_gbs * inside / links.per_node
         return Links(tensor_ranks // inside, inside, links.node_gbs, shared)
     data_ranks, members = links.nodes * links.per_node // tensor_ranks, links.per_node // inside
+    if inside not in (tensor_ranks, links.per_node):  # groups lie across nodes as they happen to
+        nodes = min(data_ranks, links.nodes)
+        members = -(-data_ranks // links.nodes)
+        return Links(nodes, members, links.node_gbs, links.network_gbs / inside)
     return Links(data_ranks // members, members, links.node_gbs, links.network_gbs / inside)
 
 

@@ -111,3 +111,20 @@ def pack(samples: list[PackedSample]) -> PackedBatch:
         key=column("key", np.int64),
         filled=column("filled", np.int32),
     )
+
+
+def unpack(batch: PackedBatch) -> list[PackedSample]:
+    """What ``pack`` was given; ``group_id`` is none of a sample's."""
+    rows, owned = batch.cu_seqlens.tolist(), batch.label_offsets.tolist()
+    columns = zip(
+        *(x.tolist() for x in (batch.source, batch.view, batch.key, batch.filled)), strict=True
+    )
+    return [
+        PackedSample(
+            batch.patches[rows[i] : rows[i + 1]].numpy(),
+            batch.positions[rows[i] : rows[i + 1]].numpy(),
+            batch.labels[owned[i] : owned[i + 1]].numpy(),
+            *numbers,
+        )
+        for i, numbers in enumerate(columns)
+    ]

@@ -121,8 +121,13 @@ def _as_multiplied(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def _applied(function: Any, *given: Any) -> Any:
+def _apply(function: Any, *given: Any) -> Any:
     return function.apply(*given)
+
+
+_applied: Any = torch.compiler.disable(_apply)
+"""A compiled block ends and begins here: what is traced would break at every clock and call of a
+collective."""
 
 
 class _Copy(Function):

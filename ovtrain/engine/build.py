@@ -12,12 +12,13 @@ from ovtrain.checkpoint.state import EncoderPart, HeadPart, Part
 from ovtrain.config.layout import check_layout
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import TrainConfig
-from ovtrain.data.loader import Loader
+from ovtrain.data.loader import Loader, StepBatch
 from ovtrain.data.samples import Source
 from ovtrain.distributed.context import World, seed_for
 from ovtrain.distributed.mesh import Mesh, make_mesh
 from ovtrain.distributed.parallelize import Division, divide, undivided
 from ovtrain.distributed.tensor_parallel import TensorRanks
+from ovtrain.engine.agreement import agreed
 from ovtrain.engine.backend import Backend, PlainBackend
 from ovtrain.engine.step import SourceHead, TrainStep
 from ovtrain.export.load import check_meaning, fill_encoder, is_public
@@ -35,6 +36,11 @@ class Parts:
     heads: list[SourceHead]
     step: TrainStep
     checkpoints: Checkpoints
+
+    def next_batch(self) -> StepBatch:
+        """Collective: the next step's samples. Raises TooManyBad."""
+        batch = next(self.loader)
+        return agreed(batch, self.loader.sources[0].placeholder(), self.mesh.tensor)
 
 
 def build(config: TrainConfig, world: World) -> Parts:

@@ -69,7 +69,7 @@ class ReplicatedGradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._finite: list[Tensor] = []
+        self._sums: list[Tensor] = []
         self.watch()
 
     def watch(self) -> None:
@@ -78,9 +78,9 @@ class ReplicatedGradients:
             parameter.register_hook(self._note)
 
     def _note(self, gradient: Tensor) -> None:
-        self._finite.append(gradient.isfinite().all())
+        self._sums.append(gradient.sum(dtype=torch.float32))
 
     def defect(self) -> Tensor:
         """() 0, or NaN where one of the step's gradients was not finite on this rank."""
-        finite, self._finite = torch.stack(self._finite).all(), []
-        return torch.where(finite, 0.0, torch.nan)
+        sums, self._sums = torch.stack(self._sums), []
+        return torch.where(sums.isfinite().all(), 0.0, torch.nan)

@@ -127,7 +127,7 @@ class Profiling:
 
     def _step(self) -> None:
         with record_function(PREFIX + DATA), self._throughput.waiting():
-            batch = next(self.parts.loader)
+            batch = self.parts.next_batch()
         self.parts.step.run(batch, min(self._done, self.config.run.total_steps - 1))
         self._done += 1
         self._loading.add(batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ovtrain.data.faults import BadSample
 from ovtrain.observability.history import read_rows
-from ovtrain.schema.atomic import atomic_open
+from ovtrain.schema.atomic import atomic_open, naming
 
 PATTERN = "quarantine-*.jsonl"
 
@@ -15,7 +15,8 @@ PATTERN = "quarantine-*.jsonl"
 def record(out: Path, rank: int, bad: list[BadSample], step: int) -> None:
     if not bad:
         return
-    with open(out / f"quarantine-{rank:05d}.jsonl", "a") as handle:
+    path = out / f"quarantine-{rank:05d}.jsonl"
+    with naming(path), open(path, "a") as handle:
         handle.writelines(json.dumps(vars(one) | {"step": step}) + "\n" for one in bad)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ovtrain.config.train import TrainConfig
 from ovtrain.data.batch import PackedBatch
 from ovtrain.data.loader import StepBatch
-from ovtrain.distributed.collectives import all_gather_padded, all_reduce
+from ovtrain.distributed.collectives import all_gather_padded, all_reduce, reduce_in_place
 from ovtrain.distributed.grad_norm import clip_factor
 from ovtrain.distributed.mesh import Mesh
 from ovtrain.engine.backend import Backend
@@ -126,14 +126,12 @@ class TrainStep:
             if more:
                 now = later or self._forward(batch.micro[k + 1])
         squares = self._squares(steps)
-        unsound = torch.stack([(~part).sum() for part in sound]).sum()
+        unsound = self._unsound(sound)
         squared = squares.sum()
         if self.replicated is not None:
             squared = squared + self.replicated.defect()
         sums = torch.cat([losses, unsound.float()[None], squared[None]])
         *losses, unsound, total = all_reduce(sums, self.world.group)
-        # Each tensor rank counts its group's samples; one that fails may see what others do not.
-        unsound = (unsound / self.mesh.tensor.size).ceil()
         self.gate.unsound = unsound + sum((~loss.isfinite()).float() for loss in losses)
         norm = self._update(steps, step, total)
         metrics = self._metrics(losses, norm) | {"unsound": unsound, "refused": self.gate.refused}
@@ -142,6 +140,13 @@ class TrainStep:
     def _forward(self, micro: PackedBatch) -> _Forwarded:
         moved = micro.to(self.world.device)
         return _Forwarded(self.backend.forward(moved).float(), moved.cu_seqlens)
+
+    def _unsound(self, sound: Sequence[Tensor]) -> Tensor:
+        """() of this rank's samples. Tensor ranks have the same: the first counts what any sees, as
+        one that fails may see what others do not."""
+        lost = (~torch.cat(list(sound))).float()
+        lost = reduce_in_place(lost, self.mesh.tensor.group, "max")
+        return lost.sum() * self.mesh.speaks
 
     def _squares(self, steps: Sequence[HeadStep | None]) -> Tensor:
         """(H,) squared norms of this rank's class rows' gradients, weighted as the loss is."""

@@ -93,7 +93,7 @@ class Trainer:
     def _next_batch(self) -> StepBatch:
         try:
             with self.tally.throughput.waiting():
-                return next(self.parts.loader)
+                return self.parts.next_batch()
         except TooManyBad as error:
             self._quarantine(error.bad, self.state.step + 1)
             raise

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import IO, Any, Protocol
 
 from ovtrain.observability.history import EVENT, read_lines
-from ovtrain.schema.atomic import atomic_open
+from ovtrain.schema.atomic import atomic_open, naming
 
 MET_AGAIN = "fault"
 """The one event that a resumed run meets again, as it does its steps; but for those that STAY."""
@@ -45,12 +45,9 @@ class JsonlSink:
 
     def write(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(dict(row)) + "\n"
-        with self._lock:
-            try:
-                self._file.write(line)
-                self._file.flush()
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
+        with self._lock, naming(self.path):
+            self._file.write(line)
+            self._file.flush()
 
     def truncate_after(self, step: int) -> None:
         """Drop what a run resumed at ``step`` meets, and writes, again: metrics and faults of later

@@ -6,6 +6,7 @@ prints the message alone (no traceback) and exits with status 2.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -43,18 +44,22 @@ def _rebuild(
     return kind(where, found, allowed=allowed, fix=fix)
 
 
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN)
+"""Errors of a storage that may be back in a moment."""
+
+
 def exit_status(work: Callable[[], int | None]) -> int:
     """Run ``work`` and return its exit status (None = 0).
 
     2 after one ``error:`` line on stderr where its input is at fault: an OvtrainError, or a path
-    that the system refuses.
+    that the system refuses. What may pass by itself (``PASSING``) is raised: another start may do.
     """
     try:
         return work() or 0
     except OvtrainError as error:
         line = str(error)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or error.errno in PASSING:
             raise
         line = f"{error.filename}: {error.strerror}; check this path and who may write there"
     print(f"error: {line}", file=sys.stderr, flush=True)

@@ -12,20 +12,25 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
+from ovtrain.data.batch import PackedSample, pack
+from ovtrain.data.faults import BadSample
 from ovtrain.data.loader import StepBatch
 from ovtrain.distributed import collectives
 from ovtrain.distributed.comm_time import CLOCK, DEEPSPEED, measure_methods
 from ovtrain.distributed.context import World, start_world, stop_world
+from ovtrain.engine.agreement import agreed
 from ovtrain.engine.build import Parts, build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
 from ovtrain.engine.step import StepResult
@@ -65,6 +70,31 @@ def check_collectives(world: World) -> dict[str, Any]:
         "left_alone": number.item(),
         "broadcast": collectives.broadcast_object({"from": rank}, group),
     }
+
+
+def check_agreement(world: World) -> dict[str, Any]:
+    """Every rank reads samples of 2, 3 and 4 tokens, but for the one that has its rank's number;
+    and one that none can read. What each then holds, and who tells of what."""
+
+    def sample(number: int) -> PackedSample:
+        rows = number + 2
+        patches, nowhere = np.full((rows, 12), number, np.uint8), np.zeros((rows, 3), np.int32)
+        return PackedSample(patches, nowhere, np.array([number], np.int32), 1, 0, 7 + number)
+
+    grey = PackedSample(np.zeros((1, 12), np.uint8), np.zeros((1, 3)), np.empty(0), 0, 0, 0)
+    given = [replace(grey, source=1) if n == world.rank else sample(n) for n in range(3)]
+    lost = [BadSample("video", f"a.tar/{n}", f"timed out ({world.rank})") for n in (world.rank, 9)]
+    batch = StepBatch([pack(given), pack([replace(grey, source=1)])], [3, 1], [], lost)
+    found = agreed(batch, grey, world)
+    same = agreed(found, grey, world)
+    told = {
+        "tokens": [micro.cu_seqlens.diff().tolist() for micro in found.micro],
+        "labels": found.micro[0].labels.tolist(),
+        "source": [micro.source.tolist() for micro in found.micro],
+        "bad": [[one.name, one.reason] for one in found.bad],
+        "settled": same is found,
+    }
+    return {"agreement": collectives.gather_objects(told, world.group)}
 
 
 def held_up(world: World, reduce: Callable[[torch.Tensor], object]) -> list[float]:
@@ -174,7 +204,7 @@ def main(out: str, *runs: str) -> None:
     import_deepspeed()  # before the group, as the training entry does
     count_reductions()
     world = start_world(force_group=True)
-    found = check_collectives(world) | check_time(world)
+    found = check_collectives(world) | check_agreement(world) | check_time(world)
     found["traffic"] = {}
     for run in runs:
         path, _, more = run.partition("=")

@@ -51,3 +51,16 @@ def test_each_entry_of_the_encoder_is_saved_once(runs: Runs):
     ]
     sizes = [sum(p.stat().st_size for p in step.glob("encoder-*")) for step in found]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)  # names of pieces
+
+
+def test_ranks_of_a_tensor_group_agree_on_samples_that_one_could_not_read(runs: Runs):
+    for told in runs.collectives["agreement"]:
+        assert told["tokens"] == [[1, 1, 4], [1]]
+        assert told["labels"] == [2]
+        assert told["source"] == [[1, 1, 1], [1]]
+        assert told["bad"] == [
+            ["a.tar/0", "timed out (0)"],
+            ["a.tar/9", "timed out (0)"],  # each once, as the first rank tells it
+            ["a.tar/1", "timed out (1)"],
+        ]
+        assert told["settled"]

@@ -45,7 +45,8 @@ def test_ranks_that_do_not_divide_are_refused_with_those_that_would():
     [
         (1, 23, "allowed: 23 ranks at most"),
         (4, 23, "allowed: 20 ranks at most, a multiple of 4"),
-        (8, 5, "allowed: run.tensor_parallel up to 5"),
+        (8, 5, "allowed: 4 ranks at most, a multiple of 4, with run.tensor_parallel=4"),
+        (8, 1, "allowed: 1 ranks at most, with run.tensor_parallel=1"),
     ],
 )
 def test_fewer_classes_than_ranks_are_refused(tensor: int, classes: int, allowed: str):

@@ -54,6 +54,12 @@ def test_groups_of_a_kind_share_the_networks_of_their_nodes(
     assert links.of_group(CLUSTER, "world", tensor_ranks) == CLUSTER
 
 
+@pytest.mark.parametrize("tensor_ranks", [3, 6])
+def test_data_groups_that_lie_across_nodes_use_the_network(tensor_ranks: int):
+    found = links.of_group(Links(3, 8, 200, 100), "data", tensor_ranks)
+    assert found.nodes == 3
+
+
 def test_data_groups_side_by_side_take_the_network_as_long_as_all_ranks_together():
     """Each of four groups sends a quarter, with a quarter of the network."""
     whole = links.seconds({"all_gather": 4 * 10**9}, 0, CLUSTER)["network"]

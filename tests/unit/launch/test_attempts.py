@@ -71,6 +71,17 @@ def test_a_job_that_slurm_is_ending_is_not_requeued_unless_its_time_is_up(
     assert JobNow.of(SHOWN.format(state, ran, limit)).decided is decided
 
 
+@pytest.mark.parametrize(
+    ("preempted", "decided"),
+    [("None", True), ("2026-11-21T23:59:59", True), ("2026-11-22T00:05:00", False)],
+)
+def test_a_preempted_start_is_requeued_where_slurm_would_not(preempted: str, decided: bool):
+    """Its partition may cancel what it preempts. An earlier start's preemption does not count."""
+    shown = SHOWN.format("COMPLETING", "00:05:00", "01:00:00")
+    shown += f"   StartTime=2026-11-22T00:00:00 EndTime=x PreemptTime={preempted}\n"
+    assert JobNow.of(shown).decided is decided
+
+
 def test_a_job_of_which_slurm_says_nothing_goes_on():
     assert not JobNow.of("").decided
 

@@ -10,8 +10,10 @@ import pytest
 
 from launch import cli
 from launch.demo import listing
-from launch.demo_fit import fit_clusters
+from launch.demo_fit import fit_clusters, fit_ranks
 from ovtrain.config.cluster import ClusterConfig
+from ovtrain.config.data import DataConfig, SourceConfig
+from ovtrain.config.train import TrainConfig
 
 FAKE = [sys.executable, "-m", "tests.unit.launch.fake_jobs"]
 
@@ -194,3 +196,11 @@ def test_clusters_fit_the_samples(samples: int, clusters: int, top: int):
     assert (fitted.clusters, fitted.top) == (clusters, top)
     assert bool(note) == (clusters != 64)
     assert fitted.problems() == []
+
+
+def test_a_source_of_few_classes_takes_few_processes():
+    one, many = (SourceConfig(n, n, f"{n}-labels", classes=c) for n, c in (("a", 1), ("b", 40)))
+    config = TrainConfig(data=DataConfig([many, one]))
+    assert fit_ranks(config, 2) == (1, "1 processes instead of 2: source a has 1 classes.")
+    assert fit_ranks(config, 1) == (1, "")
+    assert fit_ranks(TrainConfig(data=DataConfig([many])), 4) == (4, "")

@@ -249,8 +249,8 @@ GOLDEN = [
     ),
     "checkpoint   37.8 GB, written in 472 ms, every 1.37 h; the loop waits 24.6 ms",
     (
-        "recommended  run.zero_stage=1 run.tensor_parallel=1 run.micro_batch=48 "
-        "model.recompute=0 (4919.2 ms a step)"
+        "recommended  run.backend=deepspeed run.zero_stage=1 run.tensor_parallel=1 "
+        "run.micro_batch=48 model.recompute=0 (4919.2 ms a step)"
     ),
 ]
 

@@ -113,9 +113,28 @@ def test_sequence_parallelism_is_named_in_both_ways():
     config = config_of(STAGE_ONE, "run.tensor_parallel=2", "run.sequence_parallel=false")
     for sequence in (True, False):
         layout = Layout(1, 2, sequence, 0, 0)
-        assert layout.keys()[2] == f"run.sequence_parallel={str(sequence).lower()}"
+        assert f"run.sequence_parallel={str(sequence).lower()}" in " ".join(layout.keys())
         assert layout.of(config).run.sequence_parallel is sequence
     assert "sequence" not in " ".join(Layout(1, 1, False, 0, 0).keys())
+
+
+def test_every_row_is_a_config_that_may_run():
+    """Keys of the config that a stage does not take are taken back."""
+    asked = ("run.forward_ahead=true", "run.overlap_comm=true", "run.micro_batch=8")
+    job = planned(STAGE_ONE, "h200", *asked)
+    config = config_of(STAGE_ONE, *asked)
+    assert {row.layout.stage for row in job.layouts} == {0, 1, 2, 3}
+    for row in job.layouts:
+        assert row.layout.of(config).run.problems() == []
+        again = config_of(STAGE_ONE, *asked, *row.layout.keys())
+        assert again.run == row.layout.of(config).run
+
+
+def test_a_forward_pass_ahead_keeps_the_activations_of_two():
+    keys = ("run.micro_batch=8", "run.backend=ddp")
+    one = planned(STAGE_ONE, "h200", *keys).estimate.memory
+    two = planned(STAGE_ONE, "h200", *keys, "run.forward_ahead=true").estimate.memory
+    assert two["activations"] == 2 * one["activations"]
 
 
 def test_less_memory_takes_smaller_micro_batches_then_recomputes():
@@ -163,7 +182,7 @@ def test_a_rank_beyond_its_devices_memory_is_told_what_would_fit():
     text = memory_problem(config, 128, 8, "a800")
     assert text is not None
     assert "activations" in text
-    assert "a800 has 80 GB; use run.zero_stage=" in text
+    assert "a800 has 80 GB; use run.backend=deepspeed run.zero_stage=" in text
     fix = text.partition("; use ")[2].split()
     assert memory_problem(config_of(STAGE_TWO, *fix), 128, 8, "a800") is None
     assert memory_problem(config_of(STAGE_TWO), 128, 8, "a800") is None

@@ -80,13 +80,14 @@ def test_tensor_groups_exchange_tokens_norms_and_the_gradients_of_embeddings():
         {
             "all_gather": gathers * of_tokens + 4 * of_samples,
             "reduce_scatter": scatters * of_tokens + 3 * of_samples,
-            # float32 would be twice that: weights are bf16 under ZeRO. The probe; two squares.
-            "all_reduce": norms * 2 * 2 * WIDTH + 2 * WIDTH + 2 * WIDTH + 2 * 4,
+            # float32 would be twice that: weights are bf16 under ZeRO. The probe; two squares; a
+            # flag per sample.
+            "all_reduce": norms * 2 * 2 * WIDTH + 2 * WIDTH + 2 * WIDTH + 2 * 4 + 4 * RANK_SAMPLES,
         },
         {
             "all_gather": gathers + 4,
             "reduce_scatter": scatters + 3,
-            "all_reduce": norms + 1 + 1 + 2,
+            "all_reduce": norms + 1 + 1 + 2 + 1,
         },
     )
     assert traffic.heads["tensor"] == Collectives(
@@ -111,7 +112,7 @@ def test_the_plain_backend_adds_squares_up_in_the_tensor_group_and_one_data_rank
     assert "data" not in traffic.encoder
     assert "data" not in traffic.heads
     calls = 4 * DEPTH + 3 + 1 + 1  # tokens, samples, tokens of the pooling, its probe
-    assert traffic.encoder["tensor"].calls == {"all_reduce": calls + 1}
+    assert traffic.encoder["tensor"].calls == {"all_reduce": calls + 2}  # squares; flags
     two = planned(*keys, nodes=1, per_node=8).estimate.traffic
     # Buckets of 5e7 numbers, whole parameters, from the last to the first.
     buckets = -(-held(4) // 50_000_000)
