@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import line
 
-from faults.campaign import FAULTS, campaign, of_another, rows_of, schedule
-from faults.case import Site
-from faults.disk import may_mount
+from faults.campaign import FAULTS, campaign, left_out, of_another, rows_of, schedule
 from faults.fault import Fault
+from faults.site import Site
 from faults.table import failed, table
 
 
@@ -31,10 +30,10 @@ def _chosen(only: list[str]) -> list[Fault]:
     if unknown:
         sys.exit(f"error: no fault is called {', '.join(unknown)}; --list names them")
     asked = [fault for fault in FAULTS.values() if not only or fault.name in only]
-    left_out = [] if may_mount() else [fault.name for fault in asked if fault.mounts]
-    if left_out:
-        print(f"may not mount, so left out: {', '.join(left_out)}", file=sys.stderr)
-    return [fault for fault in asked if fault.name not in left_out]
+    without = left_out(asked)
+    for right, names in without.items():
+        print(f"this process may not {right}, so left out: {', '.join(names)}", file=sys.stderr)
+    return [fault for fault in asked if fault.needs not in without]
 
 
 def main() -> int:
@@ -61,7 +60,12 @@ def main() -> int:
     rows = rows_of(found)
     (given.out / "table.md").write_text(table(rows))
     bad = failed(rows)
-    shown = {"runs": len(rows), "kinds": len({row["fault"] for row in rows}), "failed": len(bad)}
+    shown = {
+        "runs": len(rows),
+        "kinds": len({row["fault"] for row in rows}),
+        "failed": len(bad),
+        "repeats": sum(row["repeats"] for row in rows),
+    }
     print(line("faults", seed=given.seed, **shown, seconds=round(sum(r["seconds"] for r in rows))))
     return 1 if bad else 0
 

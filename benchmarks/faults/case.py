@@ -12,67 +12,39 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from data_pipelines.shards.writer import write_source
-from ovtrain.data.shards import ShardReader
-from ovtrain.observability.history import read_rows
-from tests.helpers.damage import FRAMES, SIZE, payloads
-from tests.helpers.shards import geometry, write_labels
 from tests.helpers.training import base_config
 from tests.helpers.world import train_command
 
-from .fault import Fault
-from .jobs import Command, Job, Zygote, children, descendants, lives
-from .judge import reached
+from .fault import FINISHED, Fault
+from .jobs import Command, Job, children, descendants, is_worker, lives, rank_of
+from .judge import due, firsts, reached
+from .site import EVERY, GUARDS, LAYOUTS, PROCESSES, RUN, STEPS, Damage, Site, write_data
 from .within import VARIABLE
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "ddp": {"backend": "ddp"},
-    "ZeRO-1": {"zero_stage": 1},
-    "ZeRO-2": {"zero_stage": 2},
-    "ZeRO-3": {"zero_stage": 3},
-}
-STEPS, EVERY, PROCESSES = 20, 4, 2
-RUN = {"steps": STEPS, "global_batch": 7, "micro_batch": 2, "checkpoint_every": EVERY, "keep": 3}
-"""Seven samples on two ranks in micro-steps of two: no two hold equally many."""
-GUARDS = {"step_timeout_s": 10.0, "save_timeout_s": 20.0}
-SAMPLES, PER_SHARD, CLASSES = 24, 12, {"video": 40, "image": 23}
 LOOK_S = 0.003
 START_S = 1.5
 """Of a start that is disturbed before its first step: the moment lies in so many seconds."""
-Damage = Callable[[str, int, dict[str, bytes]], dict[str, bytes]]
+REFERENCE_S = 120.0
 
 
 class Missed(Exception):
-    """The run had ended before its moment came."""
+    """The start ended by itself, or hung, before its moment came; ``status`` None: it hung."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
 
 
-def write_data(folder: Path, damage: Damage = lambda kind, number, given: given) -> None:
-    """Shards and labels of both sources, as the product writes them."""
-    for kind, classes in CLASSES.items():
-        like = geometry(kind, FRAMES if kind == "video" else 1, SIZE)  # type: ignore[arg-type]
-        samples = [(f"{kind}-{n:04d}", damage(kind, n, payloads(kind, n))) for n in range(SAMPLES)]
-        manifest = write_source(folder / kind, like, samples, PER_SHARD)
-        write_labels(folder / f"{kind}-labels", manifest, ShardReader(folder / kind).keys, classes)
+class Unsound(Exception):
+    """An undisturbed run did not train to the end; ``status`` None: it hung."""
 
-
-class Site:
-    """What all runs share: the zygote, sound data, undisturbed runs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder, folder / "data"
-        if not self.data.exists():
-            whole = folder / ".data"
-            shutil.rmtree(whole, ignore_errors=True)
-            write_data(whole)
-            whole.rename(self.data)
-        self.zygote = Zygote()
-
-    def close(self) -> None:
-        self.zygote.close()
+    def __init__(self, status: int | None, shown: str) -> None:
+        super().__init__(f"the undisturbed run ended with status {status}: {shown}")
+        self.status = status
 
 
 class Case:
@@ -92,6 +64,7 @@ class Case:
         self.processes, self.hit, self.when = PROCESSES, 0.0, ""
         self.kept: dict[Path, bytes] = {}
         self.cleanups: list[Callable[[], None]] = []
+        self.passing: list[Path] = []
 
     # Configs and starts
 
@@ -116,9 +89,27 @@ class Case:
         path.write_text(OmegaConf.to_yaml(OmegaConf.create(made)))
         return path
 
-    def start(self, config: Path | None = None, *, hooked: bool, **options: Any) -> Job:
-        """Start the run (or ``config``) once more; ``hooked``: with the fault inside."""
-        path = config or self.config(self.out)
+    def begin(self, *, hooked: bool, **options: Any) -> None:
+        """The run's next start: where it has to go on is noted before."""
+        must = due(self.out)
+        self.jobs.append(self.start(hooked=hooked, **options))
+        self.job.due = must
+
+    def look(self) -> None:
+        """Note how far the newest start came, which has ended: a later one cuts off what it wrote,
+        and what is done in between may remove it."""
+        job = self.job
+        job.firsts, job.last = firsts(self.out, job.began), reached(self.out, job.began)
+
+    def start(self, *, hooked: bool, **options: Any) -> Job:
+        """The same command; ``hooked``: with the fault inside."""
+        began = time.time()
+        job = self._started(hooked=hooked, **options)
+        job.began = began
+        return job
+
+    def _started(self, *, hooked: bool, **options: Any) -> Job:
+        path = self.config(self.out)
         output = self.folder / f"output-{len(self.jobs) + len(self.others)}.txt"
         if self.fault.real:
             return Command(train_command(str(path), self.processes), output)
@@ -148,25 +139,43 @@ class Case:
             self.data, self.settings = self.site.data, {}
         env = {VARIABLE: json.dumps(self.hook)} if self.hook and lasting else {}
         job = self.site.zygote.start(self.config(out), output, env=env)
-        status = job.wait(120)
+        status = job.wait(REFERENCE_S)
         self.data, self.settings = data, settings
-        if status != 0:
+        if status != FINISHED:
             job.end()
-            raise RuntimeError(f"an undisturbed run ended with {status}: {output}")
+            raise Unsound(status, job.shown()[-1500:])
 
     # Moments
 
     def until(self, met: Callable[[], bool]) -> None:
+        """Raises Missed where the start ends before, or takes longer than the fault allows."""
+        ends = time.monotonic() + self.fault.bound_s
         while not met():
-            if self.job.poll() is not None:
-                raise Missed
+            status = self.job.poll()
+            if status is not None or time.monotonic() > ends:
+                if met():  # while the status was asked for
+                    return
+                raise Missed(status)
             time.sleep(LOOK_S)
+
+    def over(self) -> NoReturn:
+        """What was to be disturbed has gone: how the start ends says whether it may."""
+        raise Missed(self.job.wait(self.fault.bound_s))
+
+    def reached(self) -> int:
+        """The last step that this start has logged."""
+        return reached(self.out, self.job.began)
 
     def checkpoints(self) -> list[Path]:
         return sorted((self.out / "checkpoints").glob("step-*"))
 
     def saving(self) -> bool:
-        return any((self.out / "checkpoints").glob(".step-*.tmp"))
+        """Whether this start is: what a killed one left is older."""
+        for path in (self.out / "checkpoints").glob(".step-*.tmp"):
+            with suppress(FileNotFoundError):  # it has its name
+                if path.stat().st_mtime > self.job.began:
+                    return True
+        return False
 
     def moment(
         self, *, early: bool = True, least: int = 1, most: int = STEPS, checkpoints: int = 0
@@ -182,19 +191,18 @@ class Case:
         else:
             last = min(most, self.steps - EVERY * (2 if kind < 0.4 else 1))
             step = self.random.randint(least, max(least, last))
-            self.until(lambda: reached(self.out) >= step and len(self.checkpoints()) >= checkpoints)
+            self.until(lambda: self.reached() >= step and len(self.checkpoints()) >= checkpoints)
             if kind < 0.4:
                 self.until(self.saving)
             time.sleep(self.random.uniform(0, 0.02 if kind < 0.4 else 0.06))
         self.note()
+        if self.job.poll() is not None:
+            self.over()
 
     def note(self) -> None:
         """The fault comes now."""
-        self.hit = time.time()
-        logged = bool(read_rows(self.out / "metrics.jsonl"))
+        self.hit, logged = time.time(), self.reached() > 0
         self.when = "saving" if self.saving() else "training" if logged else "starting"
-        if self.job.poll() is not None:
-            raise Missed
 
     def hook_at_step(self, name: str, *, least: int = 2, **arguments: Any) -> None:
         """A fault inside of a random rank at a random update (0-based ``step``)."""
@@ -204,9 +212,9 @@ class Case:
         self.facts |= {"rank": rank, "step": step, "update": step + 1}
 
     def met_at_step(self) -> None:
-        """Of a hook: the fault comes with the row before its update."""
+        """Of a hook: the fault comes with the row before its update, and may be over at once."""
         step = int(str(self.facts["step"]))
-        self.until(lambda: reached(self.out) >= step)
+        self.until(lambda: self.reached() >= step or self.job.poll() is not None)
         self.hit, self.when = time.time(), "training"
 
     # Processes
@@ -214,7 +222,7 @@ class Case:
     def job_ranks(self) -> dict[int, int]:
         if not self.fault.real:
             return self.job.ranks()
-        found = {_rank_of(pid): pid for pid in reversed(descendants(self.job.pid))}
+        found = {rank_of(pid): pid for pid in reversed(descendants(self.job.pid))}
         found.pop(-1, None)
         return found
 
@@ -222,23 +230,30 @@ class Case:
         """Pid of a random rank, which becomes a fact."""
         ranks = self.job_ranks()
         if not ranks:
-            raise Missed
+            self.over()
         rank = self.random.choice(sorted(ranks))
         self.facts["rank"] = rank
         return ranks[rank]
 
     def worker(self) -> int:
         """Pid of a random loader worker that is at work."""
-        found = [w for pid in self.job_ranks().values() for w in children(pid) if _is_worker(w)]
+        found = [w for pid in self.job_ranks().values() for w in children(pid) if is_worker(w)]
         if not found:
-            raise Missed
+            self.over()
         return self.random.choice(sorted(found))
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """To a process of the run. Raises Missed where it has come to its end."""
         if not lives(pid):
-            raise Missed
+            self.over()
         os.kill(pid, number)
+
+    def kill(self) -> None:
+        """Everything of the run at once, as a lost node is. Raises Missed where it had ended."""
+        self.job.end()
+        self.look()
+        if (status := self.job.poll()) != -signal.SIGKILL:
+            raise Missed(status)
 
     # Files
 
@@ -268,24 +283,13 @@ class Case:
                 return
         shutil.rmtree(self.out)
 
-    def close(self) -> None:
+    def close(self, *, keep: bool) -> None:
+        """``keep``: what lies in ``passing`` is evidence, and stays in the folder ``kept``."""
         for job in (*self.jobs, *self.others):
             if job.poll() is None:
                 job.end()
+        for path in self.passing:
+            if keep and path.exists():
+                shutil.copytree(path, self.folder / "kept" / path.name)
         for clean in reversed(self.cleanups):
             clean()
-
-
-def _is_worker(pid: int) -> bool:
-    with suppress(OSError):
-        return b"isolated" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
-def _rank_of(pid: int) -> int:
-    """RANK in a process's environment, -1 without one."""
-    with suppress(OSError):
-        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if entry.startswith(b"RANK="):
-                return int(entry[5:])
-    return -1

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .case import EVERY, Case
-from .fault import REFUSED, Fault
+from .case import Case
+from .fault import MOUNT, REFUSED, Fault
 from .judge import reached
 from .process import kill_all_after
+from .site import EVERY
 
 KILLED = (-signal.SIGKILL,)
 MOST = 11
@@ -117,6 +118,7 @@ def _small_disk(case: Case) -> None:
     _mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", str(disk))
     _unmounting(case, disk)
     case.out = disk / "run"
+    case.passing.append(case.out)
 
 
 def _fill(case: Case) -> None:
@@ -166,14 +168,16 @@ def _at_rest(name: str, pattern: str, change: Callable[[Case, Path], None], says
 FAULTS = (
     Fault(
         "disk full", "storage", _fill, (REFUSED,), (_cannot("No space left on device"),),
-        prepare=_small_disk, after=_make_room, mounts=True,
+        prepare=_small_disk, after=_make_room, needs=MOUNT,
     ),
     Fault(
         "run directory read-only", "storage", _read_only, (REFUSED,),
-        (r"could not be saved: rank \d: .*Read-only file system",), after=_writable, mounts=True,
+        (r"could not be saved: rank \d: .*Read-only file system",), after=_writable, needs=MOUNT,
     ),
     Fault(
-        "file size limit", "storage", _limit_files, (REFUSED,), (_cannot("File too large"),),
+        "file size limit", "storage", _limit_files, (REFUSED,),
+        (r"error: rank \d on \S+: .*could not be saved: rank {rank}: File too large|"
+         r"error: rank {rank} on \S+: .*metrics\.jsonl: File too large",),
     ),
     _at_rest("checkpoint file torn", "*.safetensors", cut, TORN),
     _at_rest("bit flipped in a checkpoint", "*.safetensors", flip, FLIPPED),

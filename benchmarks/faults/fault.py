@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 Work = Callable[["Case"], None]
 EXACT, NAMED, WRONG, HANG = "exact resume", "named stop", "wrong", "hang"
 OUTCOMES = (EXACT, NAMED, WRONG, HANG)
+BAD = (WRONG, HANG)
 FAILED, REFUSED, SAVED, FINISHED = 1, 2, 75, 0
 """Exit statuses of a start."""
+MOUNT, SOCKETS = "mount file systems", "take sockets of other processes"
+"""Rights."""
 
 
 def nothing(case: Case) -> None:
@@ -29,8 +32,9 @@ class Fault:
     start, which must end with status 2; ``mend`` then does what it asks for. ``then_says``: of the
     last start, which must end with 0 and leave what an undisturbed run leaves. ``check``: what else
     is wrong, in words. ``lasting``: hook and settings are the run's own, not the fault of one
-    start. ``close``: losses to 1e-5 on another world size, not bits. ``turns``: runs of it in a
-    round of the campaign."""
+    start. ``close``: losses to 1e-5 on another world size, not bits. ``needs``: a right that not
+    every process has (campaign.RIGHTS). ``not_under``: layouts that it makes no sense for.
+    ``turns``: runs of it in a round of the campaign."""
 
     name: str
     family: str
@@ -47,6 +51,7 @@ class Fault:
     lasting: bool = False
     close: bool = False
     real: bool = False
-    mounts: bool = False
+    needs: str = ""
+    not_under: frozenset[str] = frozenset()
     turns: int = 2
     bound_s: float = 90.0

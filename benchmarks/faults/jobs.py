@@ -23,10 +23,13 @@ READY_S, END_S = 120.0, 30.0
 
 
 class Job:
-    """A start: ``pid`` leads its process group; ``output``: all that it showed."""
+    """A start: ``pid`` leads its process group; ``output``: all that it showed; ``began``: before
+    it was started; ``due``: the step from which it has to go on; ``firsts``: from which it did,
+    nothing where it did not come so far; ``last``: the last step that it logged, 0 without one."""
 
     def __init__(self, pid: int, output: Path) -> None:
-        self.pid, self.output, self.began = pid, output, time.time()
+        self.pid, self.output, self.began = pid, output, 0.0
+        self.due, self.firsts, self.last = 0, list[int](), 0
 
     def poll(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""
@@ -187,3 +190,19 @@ def _name(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
+
+
+def is_worker(pid: int) -> bool:
+    """Whether it is a loader's."""
+    with suppress(OSError):
+        return b"isolated" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def rank_of(pid: int) -> int:
+    """RANK in a process's environment, -1 without one."""
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"RANK="):
+                return int(entry[5:])
+    return -1

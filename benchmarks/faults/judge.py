@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ovtrain.checkpoint import storage
-from ovtrain.observability.history import read_lines, read_rows
-from ovtrain.schema.errors import CheckpointError
+from ovtrain.observability.history import METRICS, read_events, read_lines, read_rows
+from ovtrain.schema.errors import CheckpointError, OvtrainError
 from ovtrain.schema.isolated import category
 from tests.helpers.training import computed
 
 from .fault import EXACT, FINISHED, HANG, NAMED, REFUSED, WRONG
+from .jobs import Job
 
 CLOSE = 1e-5
 """Relative, of losses and norms on another world size: sums are taken in another order."""
 SHOWN = 6
 """Differences that are written down."""
+UNREADABLE = (OvtrainError, OSError, json.JSONDecodeError, UnicodeDecodeError)
+"""What reading a run directory raises where something in it is damaged or missing."""
 
 
 @dataclass
@@ -55,17 +59,39 @@ def _filled(pattern: str, facts: Mapping[str, object]) -> str:
     return pattern
 
 
+def told(work: Callable[[], list[str] | None]) -> list[str]:
+    """Its complaints; that it cannot read what a run has left is one."""
+    try:
+        return work() or []
+    except UNREADABLE as error:
+        return [f"cannot be read: {type(error).__name__}: {error}"]
+
+
 def differences(out: Path, reference: Path, *, close: bool) -> list[str]:
     """How the end of a run differs from that of the undisturbed one: bytes of every checkpoint
-    file, what the checkpoint counts, computed rows, samples that were named, files left behind."""
-    found = _of_rows(computed(out), computed(reference), close=close)
-    if not close:
-        found += _of_files(_last(out), _last(reference))
-    found += _of_counts(_state(out)["train"], _state(reference)["train"], close=close)
-    if quarantined(out) != quarantined(reference):
-        found.append(f"quarantine: {quarantined(out)} instead of {quarantined(reference)}")
-    left = sorted(path.name for path in (out / "checkpoints").glob(".*"))
-    return found + ([f"left behind: {left}"] if left else [])
+    file, what the checkpoint counts, computed rows, samples that were named, files left behind.
+    What cannot be read differs."""
+    rows, last = computed(reference), _last(reference)
+    counts, named = storage.read_state(last)["train"], quarantined(reference)
+    looks = (
+        lambda: _of_rows(computed(out), rows, close=close),
+        lambda: [] if close else _of_files(_last(out), last),
+        lambda: _of_counts(storage.read_state(_last(out))["train"], counts, close=close),
+        lambda: _of_names(quarantined(out), named),
+        lambda: _left_behind(out),
+    )
+    return list(dict.fromkeys(text for look in looks for text in told(look)))
+
+
+def _of_names(found: object, wanted: object) -> list[str]:
+    return [] if found == wanted else [f"quarantine: {found} instead of {wanted}"]
+
+
+def _left_behind(out: Path) -> list[str]:
+    """Of broken-off writes, anywhere in the run directory."""
+    paths = {*out.rglob(".*.tmp"), *(out / "checkpoints").glob(".*")}
+    left = sorted(str(path.relative_to(out)) for path in paths)
+    return [f"left behind: {left}"] if left else []
 
 
 def _of_rows(
@@ -103,10 +129,6 @@ def _last(out: Path) -> Path:
     return steps[0]
 
 
-def _state(out: Path) -> dict[str, Any]:
-    return storage.read_state(_last(out))
-
-
 def _digests(folder: Path) -> dict[str, str]:
     paths = folder.glob("*.safetensors")
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in paths}
@@ -135,19 +157,48 @@ def quarantined(out: Path) -> list[tuple[str, str, str, int]]:
     return sorted((r["source"], r["name"], category(r["reason"]), r["step"]) for r in rows)
 
 
-def reached(out: Path) -> int:
-    """The last step that was logged."""
-    return max((row["step"] for row in read_rows(out / "metrics.jsonl")), default=0)
+def reached(out: Path, since: float = 0.0) -> int:
+    """The last step that was logged, by a start that began at ``since``; 0 without one."""
+    rows = read_rows(out / METRICS)
+    return max((row["step"] for row in rows if row["time"] > since), default=0)
 
 
-def resumed_at(out: Path) -> int:
-    """The step from which the last start went on."""
-    starts = [r for r in read_lines(out / "metrics.jsonl") if r.get("event") == "start"]
-    return starts[-1]["step"] if starts else 0
+def firsts(out: Path, since: float) -> list[int]:
+    """The steps from which runs went on since then: of one start, one, or none so far."""
+    rows = read_events(out / METRICS)
+    return [row["step"] for row in rows if row["event"] == "start" and row["time"] > since]
+
+
+def due(out: Path) -> int:
+    """The step from which a start has to go on: of the newest sound checkpoint (the newest up to
+    the one that ``latest`` names, if it is there); 0 without one."""
+    for folder in storage.candidates(out / "checkpoints"):
+        if not told(partial(storage.check, folder)):
+            return storage.step_of(folder)
+    return 0
+
+
+def misbegun(job: Job, steps: int) -> list[str]:
+    """A start that went on from elsewhere than it had to. At the end of a run none goes on, and one
+    that did not train to the end need not have begun."""
+    wanted = [job.due] if job.due < steps else []
+    if job.firsts == wanted or not (job.firsts or job.poll() == FINISHED):
+        return []
+    return [f"went on from step {job.firsts}, not {wanted}"]
+
+
+def lost_steps(starts: Iterable[Job]) -> int:
+    """Steps that were computed and are computed again, over all starts."""
+    at = lost = 0
+    for job in starts:
+        for first in job.firsts:
+            lost, at = lost + max(0, at - first), first
+        at = max(at, job.last)
+    return lost
 
 
 def first_beyond(out: Path, step: int, moment: float) -> float | None:
     """When the first row beyond ``step``, later than ``moment``, was written."""
-    rows = read_rows(out / "metrics.jsonl")
+    rows = read_rows(out / METRICS)
     times = [row["time"] for row in rows if row["step"] > step and row["time"] > moment]
     return min(times, default=None)

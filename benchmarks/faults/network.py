@@ -8,19 +8,22 @@ SO_ATTACH_FILTER): TCP then sends again, as after a loss on a wire.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 from tests.helpers.ports import free_port
 
-from .case import Case, Missed
-from .fault import FAILED, FINISHED, REFUSED, Fault
+from .case import Case
+from .fault import FAILED, FINISHED, REFUSED, SOCKETS, Fault
 from .process import HUNG, QUICK, kill_all_after, patient
+from .site import TENSOR
 
 SYS_PIDFD_GETFD = 438
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
@@ -45,18 +48,49 @@ RENDEZVOUS_S, LONG_STEP_S = 4, 0.4
 
 
 def sockets(pid: int) -> Iterator[socket.socket]:
-    """Second handles of the TCP connections of a process."""
+    """Second handles of the TCP connections of a process. Raises ProcessLookupError where it has
+    ended, PermissionError where this process may not (Linux asks for the right to trace it)."""
     process = os.pidfd_open(pid)
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                    continue
-                handle = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, process, int(name), 0)
-                if handle >= 0 and _connected(found := socket.socket(fileno=handle)):
-                    yield found
+            handle = _taken(process, int(name)) if _is_socket(pid, name) else -1
+            if handle >= 0 and _connected(found := socket.socket(fileno=handle)):
+                yield found
     finally:
         os.close(process)
+
+
+def _is_socket(pid: int, name: str) -> bool:
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
+    return False
+
+
+def _taken(process: int, number: int) -> int:
+    """A second handle of a file of a process; -1 where it was closed meanwhile."""
+    handle = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, process, number, 0)
+    code = ctypes.get_errno()
+    if handle < 0 and code not in (errno.EBADF, errno.ESRCH):
+        raise OSError(code, f"pidfd_getfd is refused ({os.strerror(code)})")
+    return handle
+
+
+def may_take_sockets() -> bool:
+    """Whether this process may of those that it has started."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as ours,
+        subprocess.Popen(["sleep", "9"], stdin=ours) as child,
+    ):
+        try:
+            found = list(sockets(child.pid))
+        except OSError:
+            return False
+        finally:
+            child.kill()
+        for one in found:
+            one.close()
+        return bool(found)
 
 
 def _connected(found: socket.socket) -> bool:
@@ -84,10 +118,12 @@ def detach(found: socket.socket) -> None:
 
 def _of_a_rank(case: Case, share: float = 1.0) -> list[socket.socket]:
     """Handles of a random rank's connections, one at least."""
-    found = list(sockets(case.some_rank()))
+    found = list[socket.socket]()
+    with suppress(ProcessLookupError):
+        found += sockets(case.some_rank())
     picked = [one for one in found if case.random.random() < share]
     if not found:  # it has left the others
-        raise Missed
+        case.over()
     return picked or found[:1]
 
 
@@ -124,7 +160,8 @@ def _port_taken(case: Case) -> None:
     case.facts["port"] = taken.getsockname()[1]
     case.cleanups.append(taken.close)
     case.job.end()
-    case.jobs[-1] = case.start(hooked=False, port=taken.getsockname()[1])
+    case.jobs.clear()
+    case.begin(hooked=False, port=taken.getsockname()[1])
     case.note()
 
 
@@ -132,7 +169,8 @@ def _alone(case: Case) -> None:
     """The other node never comes. In place of the first start."""
     case.job.end()
     case.hook = {"name": "short_rendezvous", "rank": -1, "seconds": RENDEZVOUS_S}
-    case.jobs[-1] = case.start(hooked=True, processes=1, nodes=2)
+    case.jobs.clear()
+    case.begin(hooked=True, processes=1, nodes=2)
     case.note()
 
 
@@ -157,7 +195,10 @@ def _kept_out(case: Case) -> list[str]:
 
 
 def _other_world(case: Case) -> None:
-    case.processes = case.random.choice((1, 3))
+    """Under tensor parallelism whole tensor groups, or none."""
+    case.processes = case.random.choice((1, 4) if case.layout == TENSOR else (1, 3))
+    if case.processes == 1 and case.layout == TENSOR:
+        case.settings["tensor_parallel"] = 1
 
 
 def _changed_config(case: Case) -> None:
@@ -172,23 +213,23 @@ KILLED = (-signal.SIGKILL,)
 FAULTS = (
     Fault(
         "all connections of a rank closed", "network", lambda case: _closed(case, 1.0), BREAKS,
-        (BROKEN,),
+        (BROKEN,), needs=SOCKETS,
     ),
     Fault(
         "some connections of a rank closed", "network", lambda case: _closed(case, 0.3),
-        BREAKS, (BROKEN,),
+        BREAKS, (BROKEN,), needs=SOCKETS,
     ),
     Fault(
         "connections delayed", "network",
-        lambda case: _filtered(case, DROP, 0.1, 1.5), (FINISHED,),
+        lambda case: _filtered(case, DROP, 0.1, 1.5), (FINISHED,), needs=SOCKETS,
     ),
     Fault(
         "packets lost (15 %)", "network",
-        lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,),
+        lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,), needs=SOCKETS,
     ),
     Fault(
         "connections go silent", "network", _silent, BREAKS, HUNG, settings=QUICK,
-        after=patient,
+        after=patient, needs=SOCKETS,
     ),
     Fault(
         "port in use", "launch", _port_taken, (FAILED,), (r"error: rank 0 .*{port}.*EADDRINUSE",),

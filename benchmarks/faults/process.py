@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from .case import Case
 from .fault import FAILED, FINISHED, SAVED, Fault
-from .judge import reached
+from .judge import due
+from .site import EVERY
 
 QUICK = {"guards": {"step_timeout_s": 1.5, "save_timeout_s": 3.0}}
 """Limits of a test of the watchdog; the first step has ten times as long."""
@@ -19,7 +20,8 @@ HUNG = (
 )
 ASKED = (SAVED, FINISHED)
 """The latter where the signal came with the last step."""
-SAVED_WORDS = r"saved after a signal; the same command resumes|killed by signal 15 \(SIGTERM\)"
+SAVED_ALL = r"saved after a signal; the same command resumes"
+SAVED_WORDS = rf"{SAVED_ALL}|killed by signal 15 \(SIGTERM\)"
 """The latter where the signal came before the run could have saved anything."""
 GRACE_S = 30.0
 SLOW_S = 240.0
@@ -45,26 +47,25 @@ def _launcher(number: signal.Signals) -> Callable[[Case], None]:
 def kill_all(case: Case) -> None:
     """Everything of the run at once, as a lost node is."""
     case.moment()
-    case.job.end()
+    case.kill()
 
 
 def kill_all_after(checkpoints: int) -> Callable[[Case], None]:
     def inject(case: Case) -> None:
-        case.moment(early=False, least=1 + 4 * checkpoints, checkpoints=checkpoints)
-        case.job.end()
+        case.moment(early=False, least=1 + EVERY * checkpoints, checkpoints=checkpoints)
+        case.kill()
 
     return inject
 
 
 def _again_and_again(case: Case) -> None:
-    for _ in range(case.random.randint(2, 4)):
-        case.moment()
-        case.job.end()
-        case.jobs.append(case.start(hooked=False))
-        if reached(case.out) > case.steps - 4:
-            break
-    case.moment(least=max(1, min(reached(case.out), case.steps - 5)))
-    case.job.end()
+    """Three to five times, each start at a moment of its own; fewer near the end."""
+    for left in reversed(range(case.random.randint(3, 5))):
+        case.moment(least=case.job.due + 1)
+        case.kill()
+        if not left or due(case.out) > case.steps - 2 * EVERY:
+            return
+        case.begin(hooked=False)
 
 
 def _with_grace(case: Case) -> None:
@@ -139,7 +140,10 @@ FAULTS = (
     Fault("SIGINT", "signal", _launcher(signal.SIGINT), ASKED, (SAVED_WORDS,)),
     Fault(
         *("SIGTERM to one rank", "signal", _rank(signal.SIGTERM), (FAILED, FINISHED)),
-        says=(rf"rank \d on \S+: .*({SAVED_WORDS})",),
+        says=(
+            rf"rank \d on \S+: .*{SAVED_ALL}|"  # all ranks save, and the first to end is named
+            r"rank {rank} on \S+: killed by signal 15 \(SIGTERM\)",
+        ),
     ),
     Fault("rank paused (SIGSTOP, SIGCONT)", "signal", _paused, (FINISHED,)),
     Fault("ranks stutter (a train of them)", "signal", _stuttering, (FINISHED,)),

@@ -17,10 +17,11 @@ from tests.helpers.damage import DAMAGES, payloads
 from tests.helpers.damage import Damage as Harm
 from tests.helpers.training import metrics
 
-from .case import CLASSES, SAMPLES, Case, write_data
+from .case import Case
 from .fault import FINISHED, REFUSED, Fault
 from .judge import quarantined
 from .process import kill_all, kill_all_after
+from .site import CLASSES, SAMPLES, write_data
 
 KILLED = (-signal.SIGKILL,)
 MOST = 8
@@ -201,8 +202,9 @@ def _counted_and_named(case: Case) -> list[str]:
     logs = "".join(path.read_text() for path in (case.out / "logs").glob("rank-*.log"))
     gone: list[str] = case.facts["gone"]
     unnamed = [key for key in gone if f"/{key} has no labels" not in logs]
-    counted = metrics(case.out)[-1]["unlabelled_samples"]
-    return [f"not named: {unnamed}, counted: {counted}"] if unnamed or not counted else []
+    counted = [row["unlabelled_samples"] for row in metrics(case.out)][-1:]
+    wrong = unnamed or not any(counted)
+    return [f"not named: {unnamed}, counted: {counted}"] if wrong else []
 
 
 def _own(case: Case) -> None:

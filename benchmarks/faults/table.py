@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from .fault import HANG, OUTCOMES, WRONG
+from .fault import BAD, OUTCOMES
 
 Row = Mapping[str, Any]
 
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 def table(rows: Sequence[Row]) -> str:
     """One line per kind of fault, in the order in which they were met; a last one of them all."""
     names = list(dict.fromkeys(row["fault"] for row in rows))
-    head = ["fault", "runs", *OUTCOMES, "met while", "steps lost", "seconds to recover"]
+    head = ["fault", "runs", *OUTCOMES, "repeated", "met while", "steps lost", "seconds to recover"]
     lines = [head, ["---"] * len(head)]
     lines += [_line(name, [row for row in rows if row["fault"] == name]) for name in names]
     lines.append(_line(f"**{len(names)} kinds**", rows))
@@ -30,7 +30,7 @@ def _line(name: str, rows: Sequence[Row]) -> list[str]:
     return [
         name,
         str(len(rows)),
-        *(str(count or "") for count in counts),
+        *(str(count or "") for count in [*counts, sum(row["repeats"] for row in rows)]),
         ", ".join(shown),
         _spread(lost, "d"),
         _spread(seconds, ".1f"),
@@ -46,4 +46,4 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def failed(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["outcome"] in (WRONG, HANG)]
+    return [row for row in rows if row["outcome"] in BAD]

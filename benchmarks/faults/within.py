@@ -15,6 +15,8 @@ from datetime import timedelta
 from typing import Any
 
 VARIABLE = "FAULT"
+POISONED = "poisoned: "
+"""Before the name of a sample, in the output of its rank."""
 Change = Callable[[Any], None]
 
 
@@ -58,10 +60,25 @@ def _before_steps(work: Callable[[int], None]) -> None:
 
 
 def poison(place: str, value: str, step: int) -> None:
-    """The first sample of this rank meets ``value`` in update ``step`` (0-based)."""
+    """The first sample of this rank meets ``value`` in update ``step`` (0-based); its name is
+    printed."""
     from tests.helpers.training import poison as of_parts
 
-    _when_built(lambda parts: of_parts(parts, place, float(value), step=step, sample=0) and None)
+    def change(parts: Any) -> None:
+        _, name = of_parts(parts, place, float(value), step=step, sample=0)
+        if (watch := parts.step.replicated) is not None:
+            watch.watch()  # behind the poison: hooks see what earlier ones made of a gradient
+        run = parts.step.run
+
+        def telling(batch: Any, number: int) -> Any:
+            result = run(batch, number)
+            if number == step:
+                print(f"{POISONED}{name()}", flush=True)
+            return result
+
+        parts.step.run = telling
+
+    _when_built(change)
 
 
 def defect(step: int) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from ovtrain.schema.isolated import DIED, OUT_OF_MEMORY, TIMED_OUT
 from tests.helpers.damage import HARMFUL
 
-from .case import SAMPLES, Case
+from .case import Case
 from .fault import FINISHED, Fault
-from .judge import quarantined, reached
+from .judge import quarantined
 from .process import kill_all
+from .site import SAMPLES
 
 ONE = {"data": {"workers": 1}}
 IMPATIENT = {"data": {"workers": 1, "sample_timeout_s": 2.0}}
@@ -33,7 +34,7 @@ def _worker_while_early(case: Case, number: signal.Signals) -> None:
     """Early enough for a task to come."""
     case.until(lambda: len(case.job_ranks()) == case.processes)
     step = case.random.randint(1, case.steps // 2)
-    case.until(lambda: reached(case.out) >= step)
+    case.until(lambda: case.reached() >= step)
     case.note()
     case.signal(case.worker(), number)
 

@@ -17,13 +17,24 @@ from tests.helpers.benchmark_modules import benchmark_module
 campaign = benchmark_module("faults.campaign")
 judge, fault, jobs = (benchmark_module(f"faults.{name}") for name in ("judge", "fault", "jobs"))
 network, table = benchmark_module("faults.network"), benchmark_module("faults.table")
+shared = benchmark_module("faults.site")
 KINDS = list(campaign.FAULTS.values())
+SPEECHLESS = {-signal.SIGKILL, 0}
+OF_NOBODY = {
+    *("SIGTERM", "SIGUSR1, 30 s grace", "SIGINT", "SIGTERM to ovtrain train"),  # to all ranks
+    *("disk full", "run directory read-only"),  # all ranks'
+    *("all connections of a rank closed", "some connections of a rank closed"),
+    *("connections go silent", "a node never comes"),
+    *("too many bad samples in a row", "shards replaced before a resumption"),
+    *("all checkpoints gone", "config changed before a resumption"),
+}
+"""Kinds whose words have no rank, file or sample of the case in them; docs/faults.md says why."""
 
 
 def write_run(out: Path, loss: float = 1.5, weights: bytes = b"weights") -> None:
     """Two logged steps, a checkpoint, a sample that was not used."""
     rows: list[dict[str, Any]] = [
-        {"event": "start", "step": 0, "time": 0.0},
+        {"event": "start", "step": 0, "time": 0.5},
         {"step": 1, "time": 1.0, "loss": 2.5, "views": {"codec": 1, "frames": 2}},
         {"step": 2, "time": 2.0, "loss": loss, "views": {"codec": 2, "frames": 4}},
     ]
@@ -84,8 +95,26 @@ def test_a_sample_that_is_not_named_and_a_file_that_is_left_are_differences(
 ):
     (pair[0] / "quarantine-00000.jsonl").unlink()
     (pair[0] / "checkpoints" / ".latest.1.tmp").touch()
+    (pair[0] / ".metrics.jsonl.1.2.tmp").touch()
     assert "quarantine: [] instead of" in differences(pair)
-    assert "left behind: ['.latest.1.tmp']" in differences(pair)
+    left = "left behind: ['.metrics.jsonl.1.2.tmp', 'checkpoints/.latest.1.tmp']"
+    assert left in differences(pair)
+
+
+def test_what_cannot_be_read_is_a_difference_beside_the_others(pair: tuple[Path, Path]):
+    out = pair[0]
+    (out / "quarantine-00000.jsonl").unlink()
+    file = out / "checkpoints" / storage.step_name(2) / "encoder-00000-of-00001.safetensors"
+    file.write_bytes(b"Weights")
+    assert f"{file.name} is damaged: other bytes" in differences(pair)
+    with open(out / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 3, "lo')
+    assert "cannot be read: JSONDecodeError" in differences(pair)
+    shutil.rmtree(out / "checkpoints")
+    assert "no checkpoint here" in differences(pair)
+    (out / "metrics.jsonl").unlink()
+    assert "cannot be read: FileNotFoundError" in differences(pair)
+    assert "quarantine: [] instead of" in differences(pair)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +157,15 @@ def test_what_does_not_end_is_a_hang_and_nothing_of_it_stays(tmp_path: Path):
 
 def test_every_kind_that_may_stop_must_say_why():
     """But for what is killed as a whole, launcher included."""
-    speechless = {-signal.SIGKILL, 0}
-    assert [f.name for f in KINDS if not f.says and not set(f.statuses) <= speechless] == []
+    assert [f.name for f in KINDS if not f.says and not set(f.statuses) <= SPEECHLESS] == []
     assert len(KINDS) >= 25
     assert len({f.name for f in KINDS}) == len(KINDS)
+
+
+def test_words_of_a_stop_have_a_fact_of_the_case_in_them():
+    stopping = [f for f in KINDS if f.refused or not set(f.statuses) <= SPEECHLESS]
+    bare = {f.name for f in stopping if "{" not in "".join(f.says + f.refused)}
+    assert bare == OF_NOBODY
 
 
 def test_a_campaign_meets_every_kind_and_each_under_every_layout():
@@ -139,7 +173,9 @@ def test_a_campaign_meets_every_kind_and_each_under_every_layout():
     assert [number for *_, number in plan] == list(range(500))
     for kind in KINDS:
         layouts = {layout for one, layout, _ in plan if one is kind}
-        assert len(layouts) >= min(4, 2 + kind.turns), kind.name
+        sensible = shared.LAYOUTS.keys() - kind.not_under
+        assert layouts <= sensible
+        assert len(layouts) >= min(len(sensible), 2 + kind.turns), kind.name
 
 
 def test_runs_of_another_campaign_are_not_taken_for_those_of_this_one():
@@ -167,11 +203,11 @@ def test_a_filtered_connection_is_silent_until_the_filter_goes():
 
 
 def test_the_table_counts_outcomes_and_spreads_costs():
-    row = {"fault": "rank killed", "met": "saving", "lost": 4, "recovered_s": 2.0}
+    row = {"fault": "rank killed", "met": "saving", "lost": 4, "recovered_s": 2.0, "repeats": 1}
     rows = [row | {"outcome": "exact resume"}, row | {"outcome": "wrong", "recovered_s": None}]
     lines = table.table(rows).splitlines()
-    assert (
-        lines[2] == "| rank killed | 2 | 1 |  | 1 |  | 2 saving | 4.0 (most 4) | 2.0 (most 2.0) |"
+    assert lines[2] == (
+        "| rank killed | 2 | 1 |  | 1 |  | 2 | 2 saving | 4.0 (most 4) | 2.0 (most 2.0) |"
     )
     assert lines[-1].startswith("| **1 kinds** | 2 |")
     assert table.failed(rows) == rows[1:]
