@@ -80,7 +80,7 @@ def may_take_sockets() -> bool:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as ours,
-        subprocess.Popen(["sleep", "9"], stdin=ours) as child,
+        subprocess.Popen(["sleep", "9"], stdin=ours.fileno()) as child,
     ):
         try:
             found = list(sockets(child.pid))
