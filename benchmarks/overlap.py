@@ -25,12 +25,11 @@ from typing import Any
 
 import torch
 from measure import interleaved, line
+from two_sources import two_sources
 
-from ovtrain.config.data import DataConfig, SourceConfig
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import RunConfig, TrainConfig
-from ovtrain.data.shards import ShardReader
-from ovtrain.distributed.collectives import barrier, broadcast_object
+from ovtrain.distributed.collectives import broadcast_object
 from ovtrain.distributed.context import World, start_world, stop_world
 from ovtrain.engine import build as builder
 from ovtrain.engine.backend import PlainBackend
@@ -38,26 +37,15 @@ from ovtrain.engine.build import Parts
 from ovtrain.engine.profiling import Profiling
 from ovtrain.observability.profile.trace import PREFIX
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.helpers.shards import write_labels, write_shards
-
 Span = tuple[float, float]
-SIZE, FRAMES, BUDGET, CHUNKS, SAMPLES, CLASSES = 56, 8, 64, 4, 24, 5000
+SIZE, BUDGET = 56, 64
 STEPS = 4
 
 
 def config_of(given: argparse.Namespace, folder: Path, world: World) -> TrainConfig:
-    kinds = ("video", "image")
-    for kind in kinds if world.is_main else ():
-        manifest = write_shards(folder / kind, kind, SAMPLES, size=SIZE, frames=FRAMES)
-        write_labels(folder / f"{kind}-labels", manifest, ShardReader(folder / kind).keys, CLASSES)
-    barrier(world.group)
-    sources = [SourceConfig(k, str(folder / k), str(folder / f"{k}-labels")) for k in kinds]
     return TrainConfig(
         model=ModelConfig(preset=given.preset),
-        data=DataConfig(
-            sources, size=SIZE, clip_frames=FRAMES, token_budget=BUDGET, chunks=CHUNKS, workers=0
-        ),
+        data=two_sources(folder, world, size=SIZE, budget=BUDGET),
         run=RunConfig(
             out=str(folder / "run"),
             steps=10**6,

@@ -18,14 +18,13 @@ from pathlib import Path
 
 import torch
 from measure import interleaved, line
+from two_sources import two_sources
 
 from launch.plan.cluster import Request
 from launch.plan.job import plan_job
-from ovtrain.config.data import DataConfig, SourceConfig
 from ovtrain.config.model import ModelConfig
 from ovtrain.config.train import RunConfig, TrainConfig
 from ovtrain.data.batch import PackedBatch
-from ovtrain.data.shards import ShardReader
 from ovtrain.distributed.collectives import barrier, broadcast_object
 from ovtrain.distributed.context import World, start_world, stop_world
 from ovtrain.engine.backend import encode
@@ -33,24 +32,13 @@ from ovtrain.engine.build import build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
 from ovtrain.models.encoder import Encoder, build_encoder
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.helpers.shards import write_labels, write_shards
-
-SIZE, FRAMES, BUDGET, CHUNKS, SAMPLES, CLASSES = 112, 8, 256, 4, 24, 5000
+SIZE, BUDGET = 112, 256
 
 
 def config_of(given: argparse.Namespace, folder: Path, world: World) -> TrainConfig:
-    kinds = ("video", "image")
-    for kind in kinds if world.is_main else ():
-        manifest = write_shards(folder / kind, kind, SAMPLES, size=SIZE, frames=FRAMES)
-        write_labels(folder / f"{kind}-labels", manifest, ShardReader(folder / kind).keys, CLASSES)
-    barrier(world.group)
-    sources = [SourceConfig(k, str(folder / k), str(folder / f"{k}-labels")) for k in kinds]
     return TrainConfig(
         model=ModelConfig(preset=given.preset),
-        data=DataConfig(
-            sources, size=SIZE, clip_frames=FRAMES, token_budget=BUDGET, chunks=CHUNKS, workers=0
-        ),
+        data=two_sources(folder, world, size=SIZE, budget=BUDGET),
         run=RunConfig(
             out=str(folder / "run"),
             steps=10**6,
