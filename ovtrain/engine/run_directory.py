@@ -18,27 +18,36 @@ from ovtrain.config.identity import config_hash, insist_on_same_run
 from ovtrain.config.load import to_yaml
 from ovtrain.config.train import TrainConfig
 from ovtrain.distributed.context import World
+from ovtrain.engine import environment, quarantine
 from ovtrain.engine.build import Parts
-from ovtrain.schema.atomic import atomic_open, write_json
+from ovtrain.observability.history import METRICS
+from ovtrain.schema.atomic import atomic_open, sweep, write_json
 from ovtrain.schema.lock import take
+
+CONFIG, RUN = "config.yaml", "run.json"
+OWN = (CONFIG, RUN, METRICS, quarantine.PATTERN, environment.NAME, environment.DIFF)
+"""Files that nobody writes but the process that holds the lock."""
 
 
 def claim(config: TrainConfig) -> None:
-    """Take the run directory for this process and insist that what it holds is the same run's.
+    """Take the run directory for this process, insist that what it holds is the same run's, and
+    remove what a killed start was writing.
 
     Raises FolderTaken where another process trains here, and CheckpointError naming the keys in
     which the run that is here differs.
     """
-    take(Path(config.run.out), "run.out")
+    out = Path(config.run.out)
+    take(out, "run.out")
     insist_on_same_run(config)
+    sweep(out, *OWN)
 
 
 def describe(config: TrainConfig, parts: Parts, world: World) -> None:
     """Write ``config.yaml`` and ``run.json``."""
-    with atomic_open(Path(config.run.out) / "config.yaml", "w") as handle:
+    with atomic_open(Path(config.run.out) / CONFIG, "w") as handle:
         handle.write(to_yaml(config))
     write_json(
-        Path(config.run.out) / "run.json",
+        Path(config.run.out) / RUN,
         {
             "command": sys.argv,
             "config_hash": config_hash(config),

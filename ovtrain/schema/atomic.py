@@ -47,6 +47,14 @@ def atomic_open(
         temp.unlink(missing_ok=True)
 
 
+def sweep(folder: Path, *names: str) -> None:
+    """Remove temp files of ``names`` (patterns) that killed writers left in ``folder``, which no
+    living process may be writing."""
+    for name in names:
+        for temp in folder.glob(f".{name}.*.*.tmp"):
+            temp.unlink(missing_ok=True)
+
+
 def write_json(path: Path | str, value: object) -> None:
     """Write ``value`` as sorted, indented JSON, atomically."""
     with atomic_open(path, "w") as handle:

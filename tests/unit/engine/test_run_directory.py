@@ -75,6 +75,17 @@ def test_a_start_that_failed_before_its_first_row_leaves_no_claim(config: TrainC
         claim(config)
 
 
+def test_what_a_killed_start_was_writing_is_removed_and_nothing_else(config: TrainConfig):
+    out = Path(config.run.out)
+    out.mkdir()
+    left = [".metrics.jsonl.77.140.tmp", ".quarantine-00001.jsonl.77.140.tmp", ".run.json.8.9.tmp"]
+    kept = [".report.html.77.140.tmp", ".mine.tmp", "metrics.jsonl"]
+    for name in left + kept:
+        (out / name).touch()
+    claim(config)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*kept, "lock"])
+
+
 HOLD = """
 import sys, time
 from launch.commands.options import write_resolved
