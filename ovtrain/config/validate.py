@@ -85,6 +85,8 @@ def _spanning(config: TrainConfig) -> list[str]:
     data = config.data
     if sizes := _of_sizes(data, config.model.patch):
         return sizes
+    if not config.model.pooling:
+        found.append("model.pooling=false; allowed in training: true, heads read what it pools")
     virtual = config.model.rope_frames
     if virtual is not None and data.clip_frames > virtual:
         found.append(

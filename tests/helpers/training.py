@@ -72,10 +72,12 @@ def base_config(
     heads: dict[str, Any] | None = None,
     guards: dict[str, Any] | None = None,
     attention_heads: int = 6,
+    model: dict[str, Any] | None = None,
     **run: Any,
 ) -> dict[str, Any]:
     return {
-        "model": {"preset": "nano", "recompute": recompute, "heads": attention_heads},
+        "model": {"preset": "nano", "recompute": recompute, "heads": attention_heads}
+        | (model or {}),
         "data": {
             "sources": [
                 {
@@ -109,8 +111,8 @@ def base_config(
 
 
 def write_config(folder: Path, name: str, **run: Any) -> str:
-    """Path of a YAML whose run section has ``run`` on top (``recompute``, ``heads`` and ``guards``
-    where they belong), its output in ``folder/name``."""
+    """Path of a YAML whose run section has ``run`` on top (``recompute``, ``heads``, ``guards``
+    and ``model`` where they belong), its output in ``folder/name``."""
     path = folder / f"{name}.yaml"
     settings = {"out": str(folder / name)} | run
     path.write_text(OmegaConf.to_yaml(base_config(folder, **settings)))

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ovtrain.checkpoint import storage
 from tests.helpers.training import fit, typed_config, write_config
 from tests.helpers.world import succeed, torchrun
-from tests.parity.gradients import REFERENCE, Gradients, Step
+from tests.parity.gradients import Gradients, Step, keep
 from tests.parity.traffic_cases import CASES, write_case
 
 UNEVEN: dict[str, Any] = {
@@ -112,7 +111,7 @@ def run_of(folder: Path, name: str, run: dict[str, Any], begin: str = "") -> str
 def launch(folder: Path, processes: int, runs: list[str]) -> dict[str, Any]:
     """Do ``runs``, as ``run_of`` gives them, on so many processes; what the job measured."""
     found = folder / f"collectives-{processes}.json"
-    succeed(torchrun(processes, "-m", "tests.parity.job", str(found), *runs, timeout=600))
+    succeed(torchrun(processes, "-m", "tests.parity.job", str(found), *runs, timeout=1200))
     return json.loads(found.read_text())
 
 
@@ -125,8 +124,10 @@ def runs(setup_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, run in plain.items():
         settings = UNEVEN | {"backend": "ddp", "out": str(folder / name)} | run
         watch = (lambda parts: Gradients(parts, gradients.append)) if name == "plain" else None
-        fit(typed_config(folder, **settings), watch)
-    torch.save(gradients, folder / REFERENCE)
+        config = typed_config(folder, **settings)
+        fit(config, watch)
+        if name == "plain":
+            keep(folder, config, gradients)
     found: dict[str, Any] = {}
     straight = {
         1: ONE_PROCESS,

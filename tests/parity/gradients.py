@@ -10,18 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ovtrain.config.identity import config_hash
+from ovtrain.config.train import TrainConfig
 from ovtrain.data.loader import StepBatch
 from ovtrain.distributed.collectives import all_gather_slots, all_reduce
+from ovtrain.distributed.parallelize import Division
 from ovtrain.engine.build import Parts
+from ovtrain.engine.deepspeed_backend import import_deepspeed
 from ovtrain.engine.step import StepResult
 
 Step = dict[str, Tensor]
 REFERENCE = "gradients.pt"
 """Those of the plain single process, beside the runs."""
+GRADIENTS, WEIGHTS = "gradients.json", "weights.pt"
+"""In a run's folder: what ``compared`` found, and the encoder of the ranks that have just trained.
+"""
 
 
 class Gradients:
@@ -32,7 +40,6 @@ class Gradients:
         self.scale = 1.0
         if hasattr(parts.step.backend, "zero"):  # its scalar was multiplied: it averages
             self.scale = 1 / parts.mesh.data.size
-        self.division = parts.step.backend.division  # type: ignore[attr-defined]
         self.sums: Step = {}
         for name, parameter in parts.encoder.named_parameters():
             parameter.register_hook(partial(self._add, name))
@@ -51,22 +58,43 @@ class Gradients:
         return result
 
     def _whole(self, name: str, own: Tensor) -> Tensor:
-        own = all_reduce(own, self.mesh.data.group)
-        tensor = self.mesh.tensor
-        held = all_gather_slots(own.reshape(1, -1), 1, tensor.group)
-        part, shape = self.division.parts.get(name), self.division.shapes[name]
-        if part is None:
-            assert all(torch.equal(other, held[0]) for other in held), f"{name} differs"
-            return own
-        blocks = [x.view(part.shape(shape)).chunk(part.cut.stacks) for x in held]
-        dim = 1 if part.cut.kind == "row" else 0
-        return torch.cat([torch.cat(stack, dim) for stack in zip(*blocks, strict=True)])
+        return whole(self.parts, name, all_reduce(own, self.mesh.data.group))
 
 
-def compared(parts: Parts, reference: Path) -> dict[str, float]:
+def whole(parts: Parts, name: str, own: Tensor) -> Tensor:
+    """Collective: what tensor ranks hold of a parameter's values or gradient, put together; equal
+    on all of them, to the bit, where each holds it whole."""
+    division: Division = parts.step.backend.division  # type: ignore[attr-defined]
+    held = all_gather_slots(own.reshape(1, -1), 1, parts.mesh.tensor.group)
+    part, shape = division.parts.get(name), division.shapes[name]
+    if part is None:
+        assert all(torch.equal(other, held[0]) for other in held), f"{name} differs"
+        return own
+    blocks = [x.view(part.shape(shape)).chunk(part.cut.stacks) for x in held]
+    dim = 1 if part.cut.kind == "row" else 0
+    return torch.cat([torch.cat(stack, dim) for stack in zip(*blocks, strict=True)])
+
+
+def running_weights(parts: Parts) -> Step:
+    """Collective: the encoder that the ranks train, whole; none of it has been read from a file."""
+    zero: Any = import_deepspeed().zero
+    parameters = dict(parts.encoder.named_parameters())
+    with zero.GatheredParameters(list(parameters.values())):
+        return {name: whole(parts, name, p.detach().clone()) for name, p in parameters.items()}
+
+
+def keep(folder: Path, config: TrainConfig, gradients: list[Step]) -> None:
+    """As the reference of all runs of this config."""
+    torch.save({"of": config_hash(config), "steps": gradients}, folder / REFERENCE)
+
+
+def compared(parts: Parts, config: TrainConfig, folder: Path) -> dict[str, float] | None:
     """By name, the largest |g - reference| / |reference| (2-norms) of any step; filled as ``parts``
-    train on the reference's config in another layout."""
-    expected: list[Step] = torch.load(reference)
+    train on the reference's config in another layout. None for another config."""
+    kept = torch.load(folder / REFERENCE)
+    if kept["of"] != config_hash(config):
+        return None
+    expected: list[Step] = kept["steps"]
     worst: dict[str, float] = {}
 
     def take(found: Step) -> None:

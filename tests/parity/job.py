@@ -33,11 +33,12 @@ from ovtrain.distributed.context import World, start_world, stop_world
 from ovtrain.engine.agreement import agreed
 from ovtrain.engine.build import Parts, build
 from ovtrain.engine.deepspeed_backend import import_deepspeed
+from ovtrain.engine.run_directory import describe
 from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from tests.helpers.training import begin_at
-from tests.parity.gradients import REFERENCE, compared
+from tests.parity.gradients import GRADIENTS, WEIGHTS, compared, running_weights
 from tests.parity.traffic_job import measured
 
 
@@ -127,14 +128,16 @@ def train(path: str, begin: str, world: World) -> None:
             begin_at(Path(config.run.out), Path(begin))
         dist.barrier(world.group)
     parts = build(config, world)
+    if world.is_main:
+        describe(config, parts, world)
     met = Trace(parts)
     out = Path(config.run.out)
-    reference = out.parent / REFERENCE
-    alike = config.run.tensor_parallel > 1 and not begin
-    worst = compared(parts, reference) if alike else {}
+    worst = None if begin else compared(parts, config, out.parent)
     assert Trainer(config, parts, world).fit()
-    if world.is_main and alike:
-        (out / "gradients.json").write_text(json.dumps(worst))
+    weights = running_weights(parts)
+    if world.is_main:
+        (out / GRADIENTS).write_text(json.dumps(worst))
+        torch.save(weights, out / WEIGHTS)
     told = collectives.gather_objects(met.steps, world.group)
     if world.is_main:
         (out / "trace.json").write_text(json.dumps(joined(told)))

@@ -92,6 +92,7 @@ def test_the_defaults_need_only_sources_and_a_length():
         ),
         ({"data": {"size": 225}}, "data.size=225 must be a multiple of model.patch=14; use 224 or"),
         ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
+        ({"model": {"pooling": False}}, "model.pooling=false; allowed in training: true"),
         ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),
         ({"run": {"global_batch": 1}}, "leaves no sample for source"),
         ({"data": {"sources": [SourceConfig("../x", "v")]}}, "source name ../x; allowed: letters"),
