@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from .site import EVERY
 KILLED = (-signal.SIGKILL,)
 MOST = 11
 """The last step at which storage fails that takes a while to fail."""
+BUSY_S = 20
+"""A mount with a file that is open for writing cannot be made read-only."""
 DISK_MIB = 192
 """Enough for three checkpoints, and one in the making."""
 TORN = r"refused \S+/{step}: .*{file} is damaged: \d+ bytes instead of \d+"
@@ -141,7 +144,12 @@ def _read_only(case: Case) -> None:
     case.moment(early=False, checkpoints=1, least=EVERY, most=MOST)
     _mount("--bind", str(folder), str(folder))
     _unmounting(case, folder)
-    _mount("-o", "remount,ro,bind", str(folder))
+    command = ["mount", "-o", "remount,ro,bind", str(folder)]
+    deadline = time.monotonic() + BUSY_S
+    while subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{folder} was busy for {BUSY_S} s")
+        time.sleep(0.005)
 
 
 def _writable(case: Case) -> None:

@@ -67,8 +67,8 @@ ON_TWO: dict[str, list[dict[str, Any]]] = {
     "compiled": [{"backend": "ddp"}, {"zero_stage": 1, "sequence_parallel": False}],
 }
 PAIRS = {f"{name}-{n}": name for name, runs in ON_TWO.items() for n in range(len(runs))}
-CLOSE = {"bf16": 5e-3}
-"""Relative, of losses and norms; 1e-5 in float32."""
+CLOSE = {"bf16": 1e-2}
+"""Relative, of losses and norms (0.3 % were met); 1e-5 in float32."""
 
 
 @pytest.fixture(scope="module")
