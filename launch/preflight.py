@@ -15,7 +15,7 @@ from launch.plan.job import memory_problem
 from launch.plan.step import classes_of
 from launch.run_folder import GIB, checkpoint_bytes, disk_problems, other_run, place_problems
 from ovtrain.config.data import SourceConfig, mixture_counts
-from ovtrain.config.layout import data_ranks, layout_problems
+from ovtrain.config.layout import data_ranks, layout_problems, tensor_sizes
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import problems
 from ovtrain.schema.errors import ConfigError, OvtrainError
@@ -38,10 +38,11 @@ class Findings:
             raise ConfigError(where, "\n  ".join(["", *counted]) if counted[1:] else counted[0])
 
 
-def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 8) -> Findings:
-    """Everything that can be known to be wrong before training starts on ``world`` ranks. With the
-    name of a ``gpu``, of which a node has ``per_node``, whether its memory holds a rank (computed).
-    """
+def preflight(config: TrainConfig, world: int, gpu: str = "", per_node: int = 0) -> Findings:
+    """Everything that can be known to be wrong before training starts on ``world`` ranks, of which
+    a node has ``per_node`` (0: all of them). With the name of a ``gpu``, whether its memory holds a
+    rank (computed)."""
+    per_node = per_node or world
     found = Findings(config=problems(config))
     if not found.config:
         classes = _classes(config)
@@ -124,9 +125,22 @@ def batch_problems(config: TrainConfig, world: int) -> list[str]:
             needed = -(-ranks * total // source.share)
             found.append(
                 f"run.global_batch={config.run.global_batch} gives source {source.name} {count} "
-                f"samples for {ranks} {kind}; use at least {needed:.0f}, or fewer ranks"
+                f"samples for {ranks} {kind}; use at least {needed:.0f}, or "
+                f"{_fewer_ranks(config, world, min(counts))}"
             )
     return found
+
+
+def _fewer_ranks(config: TrainConfig, world: int, samples: int) -> str:
+    """What deals every source's samples, ``samples`` of the smallest, to no more data ranks."""
+    tensor = config.run.tensor_parallel
+    text = f"at most {samples * tensor} ranks"
+    shared = [
+        n for n in tensor_sizes(config.model.size) if world % n == 0 and world // n <= samples
+    ]
+    if shared and samples:
+        text += f", or run.tensor_parallel={min(shared)}"
+    return text
 
 
 def _divided(config: TrainConfig) -> bool:

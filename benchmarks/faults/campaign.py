@@ -58,8 +58,8 @@ def schedule(faults: Sequence[Fault], runs: int) -> list[tuple[Fault, str, int]]
 
 
 def run(site: Site, fault: Fault, layout: str, number: int, seed: int) -> Row:
-    """One run; a case that had trained to its sound end before its moment is done again at another
-    one. ``repeats``: so many were."""
+    """One run; a case that had trained to its sound end before its moment, or without meeting its
+    fault, is done again at another one. ``repeats``: so many were."""
     for attempt in range(TRIES):
         folder = site.folder / f"run-{number:04d}"
         case = Case(site, fault, folder, layout, 1000 * seed + number + 100_000 * attempt)
@@ -213,7 +213,7 @@ def campaign(site: Site, plan: Sequence[tuple[Fault, str, int]], seed: int, out:
 
 
 def _repeated(row: Row) -> str:
-    return f", {row['repeats']} over too early" if row["repeats"] else ""
+    return f", repeated {row['repeats']}" if row["repeats"] else ""
 
 
 def left_out(faults: Sequence[Fault]) -> dict[str, list[str]]:
@@ -233,4 +233,5 @@ def of_another(rows: Sequence[Row], plan: Sequence[tuple[Fault, str, int]], seed
 def rows_of(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["run"])

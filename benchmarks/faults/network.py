@@ -15,7 +15,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from tests.helpers.ports import free_port
@@ -42,8 +42,10 @@ BROKEN = (
     r"error: rank \d on \S+: .*"
     r"(Connection (closed by peer|reset)|Broken pipe|closed the connection)"
 )
-BREAKS = (FAILED, FINISHED)
-"""The latter where nothing was to be sent any more, or not on that connection."""
+SENT_AGAIN = struct.Struct("100xI")
+"""tcpi_total_retrans of TCP_INFO (tcp(7)): segments that a connection had to send again."""
+SETTLED_S = 3.0
+"""By then whoever missed something has sent it again."""
 RENDEZVOUS_S, LONG_STEP_S = 4, 0.4
 
 
@@ -116,15 +118,26 @@ def detach(found: socket.socket) -> None:
         found.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
+def _all(pid: int) -> list[socket.socket]:
+    """``sockets``; none of a process that has ended."""
+    with suppress(ProcessLookupError):
+        return list(sockets(pid))
+    return []
+
+
 def _of_a_rank(case: Case, share: float = 1.0) -> list[socket.socket]:
     """Handles of a random rank's connections, one at least."""
-    found = list[socket.socket]()
-    with suppress(ProcessLookupError):
-        found += sockets(case.some_rank())
+    found = _all(case.some_rank())
     picked = [one for one in found if case.random.random() < share]
     if not found:  # it has left the others
         case.over()
     return picked or found[:1]
+
+
+def _met(case: Case) -> None:
+    """A start that trains to its end did not need what was broken: it is done again."""
+    if case.job.wait(case.fault.bound_s) == FINISHED:
+        case.over()
 
 
 def _closed(case: Case, share: float) -> None:
@@ -133,18 +146,33 @@ def _closed(case: Case, share: float) -> None:
         with suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
         one.close()
+    _met(case)
+
+
+def _sent_again(found: Sequence[socket.socket]) -> int:
+    read = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SENT_AGAIN.size) for one in found]
+    return sum(SENT_AGAIN.unpack(info)[0] for info in read)
 
 
 def _filtered(case: Case, program: tuple[Instruction, ...], least_s: float, most_s: float) -> None:
-    """What arrives at a rank is dropped, for so long."""
+    """What arrives at a rank is dropped, for so long: of the start in which nothing then had to be
+    sent again, none was, and it is done again."""
     case.moment(early=False, least=2)
     found = _of_a_rank(case)
+    every = [one for pid in case.job_ranks().values() for one in _all(pid)]
+    before = _sent_again(every)
     for one in found:
         attach(one, program)
     time.sleep(case.random.uniform(least_s, most_s))
     for one in found:
         detach(one)
+    ends = time.monotonic() + SETTLED_S
+    while not (again := _sent_again(every) - before) and time.monotonic() < ends:
+        time.sleep(0.05)
+    for one in (*found, *every):
         one.close()
+    if not again:
+        case.over()
 
 
 def _silent(case: Case) -> None:
@@ -152,6 +180,7 @@ def _silent(case: Case) -> None:
     for one in _of_a_rank(case):
         attach(one, DROP)
         one.close()
+    _met(case)
 
 
 def _port_taken(case: Case) -> None:
@@ -212,12 +241,12 @@ def _unchanged(case: Case) -> None:
 KILLED = (-signal.SIGKILL,)
 FAULTS = (
     Fault(
-        "all connections of a rank closed", "network", lambda case: _closed(case, 1.0), BREAKS,
+        "all connections of a rank closed", "network", lambda case: _closed(case, 1.0), (FAILED,),
         (BROKEN,), needs=SOCKETS,
     ),
     Fault(
         "some connections of a rank closed", "network", lambda case: _closed(case, 0.3),
-        BREAKS, (BROKEN,), needs=SOCKETS,
+        (FAILED,), (BROKEN,), needs=SOCKETS,
     ),
     Fault(
         "connections delayed", "network",
@@ -228,7 +257,7 @@ FAULTS = (
         lambda case: _filtered(case, LOSE, 1.0, 3.0), (FINISHED,), needs=SOCKETS,
     ),
     Fault(
-        "connections go silent", "network", _silent, BREAKS, HUNG, settings=QUICK,
+        "connections go silent", "network", _silent, (FAILED,), HUNG, settings=QUICK,
         after=patient, needs=SOCKETS,
     ),
     Fault(

@@ -55,8 +55,10 @@ def hosts(
         port,
         plain.passed_env(env, os.environ),
     )
-    found = preflight(resolved, where.world)
+    found = preflight(resolved, where.world, per_node=nproc)
     found.check(config, allow_missing_data=dry_run)
+    for note in found.notes:
+        click.echo(f"preflight    {note}", err=True)
     out = Path(resolved.run.out)
     path = out / "launch.yaml"
 

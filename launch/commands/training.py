@@ -51,7 +51,7 @@ def train(
             f"--nodes {nodes} needs --dry-run; several nodes are started by `ovtrain launch slurm`"
         )
     if dry_run:
-        return _dry_run(config, overrides, nodes * nproc, allow_missing_data)
+        return _dry_run(config, overrides, nodes, nproc, allow_missing_data)
     resolved = load_training(config, overrides)
     preflight(resolved, nproc).check(config)
     out = Path(resolved.run.out)
@@ -81,17 +81,19 @@ def profile(config: str, overrides: tuple[str, ...], nproc: int, steps: int, war
     return run_ranks(command, out, nproc, to_stderr=False)
 
 
-def _dry_run(name: str, overrides: tuple[str, ...], world: int, allow_missing_data: bool) -> int:
+def _dry_run(
+    name: str, overrides: tuple[str, ...], nodes: int, nproc: int, allow_missing_data: bool
+) -> int:
     from launch.plan import make_plan, plan_lines
     from launch.plan.memory import memory_lines, rank_memory
     from launch.preflight import preflight
     from ovtrain.config.load import to_yaml
 
     config = load_training(name, overrides)
-    found = preflight(config, world)
+    found = preflight(config, nodes * nproc, per_node=nproc)
     click.echo(to_yaml(config))
     if not found.config:
-        plan = make_plan(config, world)
+        plan = make_plan(config, nodes * nproc)
         held = memory_lines(rank_memory(config, plan), plan)
         click.echo("\n".join([*plan_lines(config, plan), *held]))
     for note in found.notes:

@@ -91,10 +91,12 @@ class ModelConfig:
     def _size_problems(self) -> list[str]:
         size = self.size
         if size.width % (8 * size.heads) or size.width < 16 * size.heads:
+            wide = range(16, size.width + 1, 8)
+            counts = sorted(size.width // n for n in wide if size.width % n == 0)
+            allowed = ", ".join(map(str, counts)) or "none; model.width is a multiple of 8, from 16"
             return [
-                f"model.width={size.width} with model.heads={size.heads}; allowed: heads of a "
-                "multiple of 8, at least 16 (they are split about 4:6:6 for t, h, w); most presets "
-                "have 64"
+                f"model.heads={size.heads} with model.width={size.width}; allowed: {allowed} (each "
+                "is a multiple of 8 wide, at least 16, split about 4:6:6 for t, h, w)"
             ]
         return []
 

@@ -37,10 +37,13 @@ ONE_PROCESS = {
 }
 TWO_PROCESSES = {
     "ddp-2": {"backend": "ddp"},
-    "ddp-2-accumulated": {"backend": "ddp", "micro_batch": 2},
+    "ddp-2-accumulated": {"backend": "ddp", "micro_batch": 2, "forward_ahead": True},
     "deepspeed-2": {"checkpoint_every": 3},
-    "deepspeed-2-accumulated": {"micro_batch": 2},
-    "zero2-2-accumulated": {"zero_stage": 2, "micro_batch": 2, "overlap_comm": True},
+    "deepspeed-2-accumulated": {"micro_batch": 2, "forward_ahead": True, "overlap_comm": True},
+    "zero2-2-accumulated": {
+        **{"zero_stage": 2, "micro_batch": 2},
+        **{"forward_ahead": True, "overlap_comm": True},
+    },
     "losses-zero1-2-accumulated": {**OTHER_LOSSES, "micro_batch": 2},
     "losses-zero2-2": {**OTHER_LOSSES, "zero_stage": 2},
     "zero3-2": {"zero_stage": 3, "checkpoint_every": 9},
@@ -63,7 +66,7 @@ FOUR_PROCESSES = {
 TENSOR_4 = {
     "tp2-zero2-4-sequence": {
         **{"tensor_parallel": 2, "zero_stage": 2, "micro_batch": 2},
-        **{"checkpoint_every": 9},
+        **{"checkpoint_every": 9, "forward_ahead": True, "overlap_comm": True},
     },
     "tp2-zero3-4-sequence": {"tensor_parallel": 2, "zero_stage": 3, "recompute": 1},
     "tp4-zero1-4": {"tensor_parallel": 4, "sequence_parallel": False},

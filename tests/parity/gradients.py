@@ -27,9 +27,9 @@ from ovtrain.engine.step import StepResult
 Step = dict[str, Tensor]
 REFERENCE = "gradients.pt"
 """Those of the plain single process, beside the runs."""
-GRADIENTS, WEIGHTS = "gradients.json", "weights.pt"
-"""In a run's folder: what ``compared`` found, and the encoder of the ranks that have just trained.
-"""
+GRADIENTS, WEIGHTS, RESTORED = "gradients.json", "weights.pt", "restored.json"
+"""In a run's folder: what ``compared`` found; the encoder of the ranks that have just trained; and
+what of it differed, when the run began, from the checkpoint that it goes on from."""
 
 
 class Gradients:

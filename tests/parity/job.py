@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ovtrain.checkpoint.encoder_shards import EncoderReader
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
@@ -38,8 +39,11 @@ from ovtrain.engine.step import StepResult
 from ovtrain.engine.trainer import Trainer
 from ovtrain.heads.class_sharded import ClassShardedHead, Plan
 from tests.helpers.training import begin_at
-from tests.parity.gradients import GRADIENTS, WEIGHTS, compared, running_weights
-from tests.parity.traffic_job import measured
+from tests.parity.gradients import GRADIENTS, RESTORED, WEIGHTS, compared, running_weights
+from tests.parity.traffic_job import measured, plain_buckets
+
+SEVERAL = 10**5
+"""Numbers in a bucket of gradients: the encoders of the runs fill many."""
 
 
 def gather_gradient(world: World) -> list[float]:
@@ -127,7 +131,12 @@ def train(path: str, begin: str, world: World) -> None:
         if world.is_main:
             begin_at(Path(config.run.out), Path(begin))
         dist.barrier(world.group)
-    parts = build(config, world)
+    with plain_buckets(SEVERAL):
+        parts = build(config, world)
+    if begin:
+        restored = differing(parts, Path(begin))
+        if world.is_main:
+            (Path(config.run.out) / RESTORED).write_text(json.dumps(restored))
     if world.is_main:
         describe(config, parts, world)
     met = Trace(parts)
@@ -142,6 +151,14 @@ def train(path: str, begin: str, world: World) -> None:
     if world.is_main:
         (out / "trace.json").write_text(json.dumps(joined(told)))
         (out / "reduced.json").write_text(json.dumps(met.reduced))
+
+
+def differing(parts: Parts, checkpoint: Path) -> list[str]:
+    """Collective: parameters of the ranks, back from a checkpoint, that are not those in it."""
+    assert parts.checkpoints.resume()
+    held = running_weights(parts)
+    saved = EncoderReader(checkpoint).whole("param", {n: t.shape for n, t in held.items()})
+    return [name for name in saved | held if not torch.equal(held[name], saved[name])]
 
 
 def joined(told: list[list[dict[str, list[int]]]]) -> list[dict[str, list[int]]]:

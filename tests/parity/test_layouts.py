@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.training import metrics
 from tests.parity.conftest import OTHER_LOSSES, Runs, launch, run_of
-from tests.parity.gradients import GRADIENTS
+from tests.parity.gradients import GRADIENTS, RESTORED
 from tests.parity.test_resume import assert_last_two_steps, trace
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
@@ -110,5 +110,6 @@ def test_two_tensor_ranks_equal_one_process_in_what_is_seldom_set(cross: Runs, n
 
 @pytest.mark.parametrize("name", [name for named in AFTER.values() for name in named])
 def test_a_checkpoint_goes_on_under_another_layout(cross: Runs, name: str):
+    assert json.loads((cross.out(name) / RESTORED).read_text()) == []
     assert_last_two_steps(cross.out(name), cross.out(SAVED))
     assert trace(cross.out(name)) == trace(cross.out(SAVED))[-2:]

@@ -34,6 +34,7 @@ from tests.helpers.training import (
 )
 from tests.helpers.world import environment, succeed, train_command
 from tests.parity.conftest import CONTINUED, UNEVEN, Runs
+from tests.parity.gradients import RESTORED
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -156,6 +157,12 @@ LATER = {name: begin for named in CONTINUED.values() for name, (begin, _) in nam
 def test_a_checkpoint_goes_on_under_another_stage_and_number_of_processes(runs: Runs, name: str):
     """From stage 1 to 3, 3 to 2 and 3 to 1; from one process to two, from two to three and four."""
     assert_last_two_steps(runs.out(name), runs.out(LATER[name]))
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_its_ranks_begin_with_the_very_weights_that_were_saved(runs: Runs, name: str):
+    """So what it would export is what the other layout would."""
+    assert json.loads((runs.out(name) / RESTORED).read_text()) == []
 
 
 @pytest.mark.parametrize("name", LATER)

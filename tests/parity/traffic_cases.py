@@ -36,7 +36,7 @@ TENSOR: dict[str, Any] = {"tensor_parallel": 2}
 CASES = {
     "zero1-1": Case(1, {**BF16, "micro_batch": 3}),
     "zero3-1": Case(1, {"zero_stage": 3}),
-    "ddp-2": Case(2, {"backend": "ddp", "micro_batch": 2, **TWO_LOSSES}),
+    "ddp-2": Case(2, {"backend": "ddp", "micro_batch": 2, **TWO_LOSSES}, Limits(plain=10**5)),
     "zero1-2": Case(2, {**BF16, "micro_batch": 2, **TWO_LOSSES}, Limits(bucket=3 * 10**5)),
     "zero1-2-overlap": Case(2, {"overlap_comm": True, "micro_batch": 2}, Limits(bucket=2 * 10**5)),
     "zero2-2": Case(2, {"zero_stage": 2, "micro_batch": 2}),
@@ -62,6 +62,7 @@ CASES = {
     "tp2-ddp-4": Case(
         4, {**TENSOR, "backend": "ddp", "sequence_parallel": False, "recompute": 1, **BF16}
     ),
+    "tp2-zero1-4": Case(4, {**TENSOR, "micro_batch": 2, "overlap_comm": True}),
     "tp2-zero2-4": Case(4, {**TENSOR, "zero_stage": 2, **BF16, "micro_batch": 3}),
     "tp2-zero3-4": Case(4, {**TENSOR, "zero_stage": 3, "micro_batch": 3, "recompute": 1}),
     "tp4-zero1-4": Case(4, {"tensor_parallel": 4, "forward_ahead": True, "micro_batch": 3}),
@@ -69,7 +70,7 @@ CASES = {
 
 
 def write_case(setup: Path, name: str, case: Case) -> str:
-    """As the job takes it: traffic:traffic-NAME.yaml=PREFETCH,LIVE,BUCKET,SUB_GROUP."""
+    """As the job takes it: traffic:traffic-NAME.yaml=PREFETCH,LIVE,BUCKET,SUB_GROUP,PLAIN."""
     config = base_config(
         setup, **{"global_batch": 7, "out": str(setup / f"traffic-{name}")} | case.run
     )

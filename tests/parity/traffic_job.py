@@ -11,10 +11,11 @@ import torch
 from ovtrain.config.load import load
 from ovtrain.config.train import TrainConfig
 from ovtrain.config.validate import validate
+from ovtrain.distributed.buckets import GradientBuckets
 from ovtrain.distributed.collectives import gather_objects
 from ovtrain.distributed.context import World
 from ovtrain.distributed.traffic import Traffic
-from ovtrain.engine import deepspeed_backend
+from ovtrain.engine import backend, deepspeed_backend
 from ovtrain.engine.build import Parts, build
 
 STEPS = 3
@@ -24,6 +25,7 @@ LIMITS = (
     "reduce_bucket_size",
     "sub_group_size",
 )
+"""DeepSpeed's; ours, the plain backend's bucket, is the last."""
 
 
 def stored(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -38,13 +40,13 @@ def stored(tensors: Iterable[torch.Tensor | None]) -> int:
 
 def held(parts: Parts) -> dict[str, Any]:
     """Bytes that this process holds, by kind."""
-    backend: Any = parts.step.backend
+    of: Any = parts.step.backend
     weights: list[Any] = list(parts.encoder.parameters())
-    divided = hasattr(backend, "stage")
-    optimizer = backend.zero.optimizer if divided else backend.optimizer
+    divided = hasattr(of, "stage")
+    optimizer = of.zero.optimizer if divided else of.optimizer
     return {
         "weights": stored([*weights, *(getattr(p, "ds_tensor", None) for p in weights)]),
-        "master": stored(backend.stage.partitions()) if divided else 0,
+        "master": stored(of.stage.partitions()) if divided else 0,
         "moments": stored(t for state in optimizer.state.values() for t in state.values()),
         "rows": {h.head.source: stored([h.head.rows]) for h in parts.heads},
         "row_state": {
@@ -82,19 +84,30 @@ def measured(path: str, limits: str, world: World) -> list[dict[str, Any]]:
 
 
 @contextmanager
+def plain_buckets(numel: int) -> Iterator[None]:
+    """Meanwhile the plain backend is made with buckets of so many numbers."""
+    backend.GradientBuckets = lambda p, group, _: GradientBuckets(p, group, numel)  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        backend.GradientBuckets = GradientBuckets  # type: ignore[misc]
+
+
+@contextmanager
 def _limited(limits: str) -> Iterator[None]:
-    """Meanwhile DeepSpeed is given these limits, for which a small encoder is a large one."""
+    """Meanwhile both backends are given limits for which a small encoder is a large one."""
     own = deepspeed_backend.deepspeed_json
+    *given, plain = map(int, limits.split(","))
+    numbers = dict(zip(LIMITS, given, strict=True))
 
-    numbers = dict(zip(LIMITS, map(int, limits.split(",")), strict=False))
-
-    def made(*given: Any) -> dict[str, Any]:
-        found = own(*given)
+    def made(*asked: Any) -> dict[str, Any]:
+        found = own(*asked)
         found["zero_optimization"] |= numbers
         return found
 
     deepspeed_backend.deepspeed_json = made
     try:
-        yield
+        with plain_buckets(plain):
+            yield
     finally:
         deepspeed_backend.deepspeed_json = own

@@ -92,6 +92,10 @@ def test_the_defaults_need_only_sources_and_a_length():
         ),
         ({"data": {"size": 225}}, "data.size=225 must be a multiple of model.patch=14; use 224 or"),
         ({"data": {"token_budget": 2000}}, "data.token_budget=2000"),
+        (
+            {"model": {"preset": "base", "heads": 7}},
+            "model.heads=7 with model.width=768; allowed: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 (",
+        ),
         ({"model": {"pooling": False}}, "model.pooling=false; allowed in training: true"),
         ({"data": {"clip_frames": 65}}, "exceeds model.rope_frames=64"),
         ({"run": {"global_batch": 1}}, "leaves no sample for source"),

@@ -227,7 +227,7 @@ def test_configs_and_names_round_trip(config: ModelConfig):
         ),
         ({"rope_style": "spin"}, r"rope_style=spin \(allowed: rotary, released\)"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"hidden_size": 200}, "model.width=200 with model.heads=3; allowed: heads of a multiple"),
+        ({"hidden_size": 200}, "model.heads=3 with model.width=200; allowed: 1, 5 "),
         ({"hidden_size": True}, "hidden_size is missing or no positive whole number"),
         ({"window_frames": 4}, "give both or neither"),
         ({"rope_theta": "a", "use_head": "false"}, "rope_theta='a' .*number.*use_head='false'"),
