@@ -1,6 +1,6 @@
 """Not a timing: faults at random moments of short real runs, and what became of each.
 
-    python benchmarks/faults --runs 500 --seed 0 --out benchmarks/results/faults
+    python benchmarks/faults --runs 500 --seed 1 --out benchmarks/results/faults
 
 Writes FOLDER/runs.jsonl, a line per run, and FOLDER/table.md. Stopped and started again, it goes on
 where it was. Exit status 1 where a run ended wrong, or did not end; its folder then stays in
