@@ -245,7 +245,7 @@ FAULTS = (
         (BROKEN,), needs=SOCKETS,
     ),
     Fault(
-        "some connections of a rank closed", "network", lambda case: _closed(case, 0.3),
+        "some connections of a rank closed", "network", lambda case: _closed(case, 0.5),
         (FAILED,), (BROKEN,), needs=SOCKETS,
     ),
     Fault(
