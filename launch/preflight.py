@@ -138,7 +138,7 @@ def _fewer_ranks(config: TrainConfig, world: int, samples: int) -> str:
     shared = [
         n for n in tensor_sizes(config.model.size) if world % n == 0 and world // n <= samples
     ]
-    if shared and samples:
+    if shared:
         text += f", or run.tensor_parallel={min(shared)}"
     return text
 

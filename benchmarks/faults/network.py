@@ -155,8 +155,8 @@ def _sent_again(found: Sequence[socket.socket]) -> int:
 
 
 def _filtered(case: Case, program: tuple[Instruction, ...], least_s: float, most_s: float) -> None:
-    """What arrives at a rank is dropped, for so long: of the start in which nothing then had to be
-    sent again, none was, and it is done again."""
+    """What arrives at a rank is dropped, for so long. A start in which nothing had to be sent again
+    has not met its fault, and is done again."""
     case.moment(early=False, least=2)
     found = _of_a_rank(case)
     every = [one for pid in case.job_ranks().values() for one in _all(pid)]
