@@ -9,6 +9,7 @@ length.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -126,7 +127,8 @@ def _activations(config: TrainConfig, held: Sequence[tuple[int, int]]) -> Collec
         model.norm,
         model.pooling,
     )
-    return added(tensor_parallel.exchanged(activations, *micro) for micro in held)
+    alike = Counter(held).items()
+    return added(tensor_parallel.exchanged(activations, *m).times(n) for m, n in alike)
 
 
 def head_batches(

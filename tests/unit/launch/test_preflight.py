@@ -109,20 +109,20 @@ def test_labels_that_are_absent_are_named(config, tmp_path):
 def test_every_rank_needs_a_sample_of_every_source(config):
     assert preflight(config, world=4).config == []
     problem = preflight(config, world=8).config
-    assert "4 samples for 8 ranks; use at least 8, or at most 4 ranks, or run." in problem[0]
-    assert problem[0].endswith("run.tensor_parallel=2")
-    sharing = replace(config, run=replace(config.run, tensor_parallel=2))
-    assert preflight(sharing, world=8).config == []
-    assert "or at most 8 ranks, or run.tensor" in preflight(sharing, world=12).config[0]
-    assert "for 7 ranks; use at least 7, or at most 4 ranks" in preflight(config, 7).config[0]
+    assert problem[0].endswith("4 samples for 8 ranks; use at least 8, or at most 4 ranks")
+    problem = preflight(config, world=6).config
+    assert problem[0].endswith("use at least 6, or at most 4 ranks, or run.tensor_parallel=3")
+    sharing = replace(config, run=replace(config.run, tensor_parallel=3))
+    assert preflight(sharing, world=6).config == []
+    assert "5 data ranks; use at least 5, or at most 12 ranks" in preflight(sharing, 15).config[0]
 
 
 def test_tensor_groups_across_nodes_are_noted(config):
-    sharing = replace(config, run=replace(config.run, tensor_parallel=2))
-    crossing = "run.tensor_parallel=2 does not divide a node's 1 ranks"
-    assert crossing in "\n".join(preflight(sharing, 4, per_node=1).notes)
-    assert "across nodes" not in "\n".join(preflight(sharing, 4, per_node=2).notes)
-    assert "across nodes" not in "\n".join(preflight(sharing, 4).notes)
+    sharing = replace(config, run=replace(config.run, tensor_parallel=3))
+    crossing = "run.tensor_parallel=3 does not divide a node's 2 ranks: tensor groups lie across"
+    assert crossing in "\n".join(preflight(sharing, 6, per_node=2).notes)
+    assert "across nodes" not in "\n".join(preflight(sharing, 6, per_node=3).notes)
+    assert "across nodes" not in "\n".join(preflight(sharing, 6).notes)
 
 
 def test_clips_of_another_size_are_refused(config, tmp_path):
