@@ -91,13 +91,15 @@ def keep(folder: Path, config: TrainConfig, gradients: list[Step]) -> None:
 def compared(parts: Parts, config: TrainConfig, folder: Path) -> dict[str, float] | None:
     """By name, the largest |g - reference| / |reference| (2-norms) of any step; filled as ``parts``
     train on the reference's config in another layout. None for another config."""
-    kept = torch.load(folder / REFERENCE)
+    kept = torch.load(folder / REFERENCE, mmap=True)
     if kept["of"] != config_hash(config):
         return None
     expected: list[Step] = kept["steps"]
     worst: dict[str, float] = {}
 
     def take(found: Step) -> None:
+        if not parts.mesh.world.is_main:  # all ranks hold the same
+            return
         wanted = expected.pop(0)
         assert found.keys() == wanted.keys()
         for name, gradient in found.items():

@@ -42,8 +42,8 @@ from tests.helpers.training import begin_at
 from tests.parity.gradients import GRADIENTS, RESTORED, WEIGHTS, compared, running_weights
 from tests.parity.traffic_job import measured, plain_buckets
 
-SEVERAL = 10**5
-"""Numbers in a bucket of gradients: the encoders of the runs fill many."""
+SEVERAL = 4 * 10**5
+"""Numbers in a bucket of gradients: the encoders of the runs fill several."""
 
 
 def gather_gradient(world: World) -> list[float]:
