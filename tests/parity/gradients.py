@@ -36,7 +36,7 @@ class Gradients:
     """``take``: gets each step's."""
 
     def __init__(self, parts: Parts, take: Callable[[Step], None]) -> None:
-        self.parts, self.mesh, self.take = parts, parts.mesh, take
+        self.parts, self.take = parts, take
         self.scale = 1.0
         if hasattr(parts.step.backend, "zero"):  # its scalar was multiplied: it averages
             self.scale = 1 / parts.mesh.data.size
@@ -53,12 +53,12 @@ class Gradients:
     def _run(self, batch: StepBatch, step: int) -> StepResult:
         self.sums = {}
         result = self.run(batch, step)
-        names = sorted(self.sums)
-        self.take({name: self._whole(name, self.sums[name] * self.scale) for name in names})
+        self.take({name: self._summed(name) for name in sorted(self.sums)})
         return result
 
-    def _whole(self, name: str, own: Tensor) -> Tensor:
-        return whole(self.parts, name, all_reduce(own, self.mesh.data.group))
+    def _summed(self, name: str) -> Tensor:
+        own = all_reduce(self.sums[name] * self.scale, self.parts.mesh.data.group)
+        return whole(self.parts, name, own)
 
 
 def whole(parts: Parts, name: str, own: Tensor) -> Tensor:
